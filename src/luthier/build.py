@@ -1,0 +1,130 @@
+"""From a recipe and a schema to a model whose right parameters move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.adapters import ADAPTERS
+from luthier.adapters.structure import plain
+from luthier.errors import UserError
+from luthier.models import load, saved
+from luthier.models.heads import Head, TaskModel
+from luthier.models.saved import About, weights_hash
+from luthier.recipe import Recipe
+
+# With these poolings the architecture's own class can express the head, and `export` writes that class.
+OWN_HIDDEN = {"roberta": "tanh", "xlm-roberta": "tanh", "camembert": "tanh", "bert": "tanh", "distilbert": "relu"}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model ready to learn, and what is known of it."""
+
+    model: TaskModel
+    base: load.Base
+    about: About
+    parameters: int
+
+    @property
+    def trainable(self) -> int:
+        """How many parameters move."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def total(self) -> int:
+        """All parameters of backbone, adapter and head."""
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def base_of(recipe: Recipe) -> load.Base:
+    """The pretrained model of the recipe; a run's name or folder stands for its tuned model."""
+    return load.find(str(_run_model(recipe.model.name)), recipe.model.revision, where=recipe.where("model"))
+
+
+def _run_model(name: str) -> Any:
+    """The model folder of a run, where the name is that of a run."""
+    for path in (Path(name) / "model", Path("runs") / name / "model"):
+        if (path / saved.ABOUT).is_file():
+            told = saved.about(path)
+            return path if told.stores == "model" else told.base
+    return name
+
+
+def build(recipe: Recipe, base: load.Base, task: str, labels: tuple[str, ...], max_length: int, precision: str) -> Built:
+    """Load, attach, add the head.
+
+    Raises:
+        UserError: for a combination that means nothing.
+    """
+    adapter, options, settings = ADAPTERS[recipe.adapt.kind], recipe.adapt, recipe.method
+    pooling = "none" if task == "tag" else settings.pooling or default_pooling(base, recipe.adapt.kind)
+    backbone = load.backbone(base, attention=recipe.model.attention, layer=settings.layer, where=recipe.where("method", "layer"))
+    source = _run_folder(recipe.model.name)
+    if source is not None:
+        backbone = _tuned(source)
+    base_hash = weights_hash(backbone)
+    parameters = sum(p.numel() for p in backbone.parameters())
+    try:
+        backbone = adapter.attach(backbone, options, recipe.seed)
+    except ValueError as error:
+        raise UserError(f"{error}.", where=recipe.where("adapt")) from None
+    hidden = OWN_HIDDEN.get(base.config.model_type) if pooling == "cls" and base.encoder and recipe.adapt.kind != "head" else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        head = Head(
+            base.width, max(1, len(labels)), hidden=hidden, dropout=_dropout(base, recipe.adapt.kind),
+            bias=task in ("tag", "regress") or base.encoder or pooling != "last",
+        )  # fmt: skip
+    if recipe.train.gradient_checkpointing:
+        _checkpointing(backbone, recipe)
+    about = About(
+        base.name if source is None else str(source), base_hash, recipe.model.revision, recipe.adapt.kind, adapter.stores, task,
+        labels, pooling, settings.layer, hidden, max_length, recipe.model.attention, precision,
+    )  # fmt: skip
+    return Built(TaskModel(backbone, head, pooling), base, about, parameters)
+
+
+def default_pooling(base: load.Base, adapt: str) -> str:
+    """The mean of the token states: the best single choice for frozen features of encoders and decoders alike."""
+    return "mean"
+
+
+def _run_folder(name: str) -> Path | None:
+    for path in (Path(name) / "model", Path("runs") / name / "model"):
+        if (path / saved.ABOUT).is_file() and saved.about(path).stores == "adapter":
+            return path
+    return None
+
+
+def _tuned(folder: Path) -> Any:
+    """The backbone of an adapter run with its adapter merged: the model that a later run starts from."""
+    from luthier.adapters import bridge
+
+    model, _, _ = saved.read(folder)
+    return bridge.merged(model.backbone)
+
+
+def _dropout(base: load.Base, adapt: str) -> float:
+    """The architecture's own dropout before its classifier; none where features are frozen and cached."""
+    if adapt == "head":
+        return 0.0
+    config = base.config.get_text_config()
+    for name in ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return float(value)
+    return 0.0
+
+
+def _checkpointing(backbone: Any, recipe: Recipe) -> None:
+    inner: Any = plain(backbone)
+    if not getattr(inner, "supports_gradient_checkpointing", False):
+        raise UserError(
+            f"{type(inner).__name__} has no gradient checkpointing.", where=recipe.where("train", "gradient_checkpointing"),
+            hint="Leave it out, or lower train.micro_tokens for less memory.",
+        )  # fmt: skip
+    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

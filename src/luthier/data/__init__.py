@@ -1,0 +1,1 @@
+"""What comes in: records, sources, splits, token ids, batches."""

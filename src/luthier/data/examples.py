@@ -1,0 +1,199 @@
+"""The records: what one row of each kind of data set holds, and the rows themselves as memory-mapped Arrow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+
+class BadRow(ValueError):
+    """A row that is no example; the message says why, the reader adds file and line."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A kind of row.
+
+    Attributes:
+        needs: columns without which a file is not of this kind.
+        also: columns that may stand beside them.
+        schema: the Arrow columns that a row becomes.
+        parse: from a row of the file to a row of the schema; raises BadRow.
+        doc: one line.
+    """
+
+    needs: tuple[str, ...]
+    also: tuple[str, ...]
+    schema: pa.Schema
+    parse: Callable[[Mapping[str, Any], str | None], dict[str, Any]]
+    doc: str
+
+
+def _text(row: Mapping[str, Any], column: str = "text") -> str:
+    value = row.get(column)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise BadRow(f"{column} is empty")
+    if isinstance(value, (list, dict)):
+        raise BadRow(f"{column} is a {type(value).__name__}, expected text")
+    text = str(value)
+    if not text.strip():
+        raise BadRow(f"{column} is empty")
+    return text
+
+
+def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"text": _text(row), "text_pair": _text(row, "text_pair") if "text_pair" in row else None}
+
+
+def _name(value: Any) -> str:
+    """A label as text: 3, 3.0 and "3" are one label."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise BadRow("label is empty")
+    if isinstance(value, (dict, list)):
+        raise BadRow(f"label {value!r} is not a name")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    name = str(value).strip()
+    if not name:
+        raise BadRow("label is empty")
+    return name
+
+
+def _label(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
+    value = row.get("label")
+    if separator is not None and isinstance(value, str):
+        names = [part.strip() for part in value.split(separator) if part.strip()]
+    elif isinstance(value, str) and value.lstrip().startswith("["):
+        names = [_name(part) for part in _list(value, "label")]
+    elif isinstance(value, (list, tuple)):
+        names = [_name(part) for part in value]
+    else:
+        return {**_pair(row), "label": [_name(value)], "several": False}
+    return {**_pair(row), "label": sorted(set(names)), "several": True}
+
+
+def _score(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
+    value = row.get("score")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise BadRow(f"score is {value!r}, expected a number") from None
+    if not math.isfinite(number):
+        raise BadRow(f"score is {number}, expected a finite number")
+    return {**_pair(row), "score": number}
+
+
+def _list(value: Any, column: str) -> list[Any]:
+    if isinstance(value, str):
+        if not value.lstrip().startswith("["):
+            return value.split()
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise BadRow(f"{column} is not a JSON list: {error.msg}") from None
+    if not isinstance(value, (list, tuple)):
+        raise BadRow(f"{column} is {value!r}, expected a list")
+    return list(value)
+
+
+def _tags(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
+    tokens = [str(token) for token in _list(row.get("tokens"), "tokens")]
+    tags = [_name(tag) for tag in _list(row.get("tags"), "tags")]
+    if not tokens:
+        raise BadRow("tokens is empty")
+    if len(tokens) != len(tags):
+        raise BadRow(f"{len(tokens)} tokens but {len(tags)} tags")
+    if any(not token.strip() for token in tokens):
+        raise BadRow("a token is empty")
+    return {"tokens": tokens, "tags": tags}
+
+
+_TEXTS = [("text", pa.large_string()), ("text_pair", pa.large_string())]
+_STRINGS = pa.list_(pa.string())
+
+RECORDS: dict[str, Record] = {
+    "text,label": Record(
+        ("text", "label"), ("text_pair",), pa.schema([*_TEXTS, ("label", _STRINGS), ("several", pa.bool_())]), _label,
+        "a text, or a pair of texts, with one label or a list of labels",
+    ),
+    "text,score": Record(
+        ("text", "score"), ("text_pair",), pa.schema([*_TEXTS, ("score", pa.float64())]), _score,
+        "a text, or a pair of texts, with a number",
+    ),
+    "tokens,tags": Record(
+        ("tokens", "tags"), (), pa.schema([("tokens", _STRINGS), ("tags", _STRINGS)]), _tags,
+        "words with one tag each, such as BIO spans",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples of one kind, memory-mapped; a part of them is an index, not a copy.
+
+    Attributes:
+        kind: a key of RECORDS.
+        table: the columns of the record's schema, and `line` (1-based line or row of the source).
+        source: what was read, for messages.
+        hash: sha256 over the parsed rows (and over the index).
+        skipped: (line, reason) of each broken row that was left out.
+        index: which rows of the table these are, in order; None for all.
+    """
+
+    kind: str
+    table: pa.Table
+    source: str
+    hash: str
+    skipped: tuple[tuple[int, str], ...] = ()
+    index: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows) if self.index is None else len(self.index)
+
+    def take(self, ids: Any) -> Rows:
+        """The rows with these indices, in this order."""
+        ids = np.asarray(ids, dtype=np.int64)
+        digest = hashlib.sha256(self.hash.encode() + ids.tobytes()).hexdigest()
+        index = ids if self.index is None else self.index[ids]
+        return Rows(self.kind, self.table, self.source, digest, (), index)
+
+    def column(self, name: str) -> list[Any]:
+        """A whole column as Python values: for labels and lines, not for the texts of large sets."""
+        values = self.table.column(name)
+        return list((values if self.index is None else values.take(pa.array(self.index))).to_pylist())
+
+    def batches(self, size: int = 1000) -> Iterator[dict[str, list[Any]]]:
+        """Columns of at most `size` rows at a time; only those are in memory."""
+        for start in range(0, len(self), size):
+            if self.index is None:
+                part = self.table.slice(start, size)
+            else:
+                part = self.table.take(pa.array(self.index[start : start + size]))
+            yield part.to_pydict()
+
+    def row(self, position: int) -> dict[str, Any]:
+        """One row as a mapping."""
+        at = position if self.index is None else int(self.index[position])
+        return dict(self.table.slice(at, 1).to_pylist()[0])
+
+    def place(self, position: int) -> str:
+        """File and line of a row."""
+        return f"{self.source}:{self.row(position)['line']}"
+
+    def text(self, position: int) -> str | list[str]:
+        """A row's text for showing: a pair is two texts, words are joined."""
+        return shown(self.row(position))
+
+
+def shown(row: Mapping[str, Any]) -> str | list[str]:
+    """A row's text for showing: a pair is two texts, words are joined."""
+    if "tokens" in row:
+        return " ".join(row["tokens"])
+    return row["text"] if row["text_pair"] is None else [row["text"], row["text_pair"]]

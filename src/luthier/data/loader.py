@@ -1,0 +1,105 @@
+"""Which rows stand in which optimizer step, and how each step is cut into micro-batches.
+
+Everything is a function of (seed, epoch, plan): the state of a loader is two numbers, and a resumed run meets the
+same sample ids in the same micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from luthier.data.bundles import cut
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How examples become steps; it stands in the checkpoint.
+
+    Attributes:
+        batch_size: examples per optimizer step.
+        micro_tokens: largest rows x longest of one micro-batch.
+        overhead: cost of one more micro-batch, in tokens.
+        seed: of the order.
+        epochs: passes over the rows; the last may be a part of one.
+        steps: optimizer steps in all.
+    """
+
+    batch_size: int
+    micro_tokens: int
+    overhead: float
+    seed: int
+    epochs: float
+    steps: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: sample ids, and the micro-batches made from them."""
+
+    number: int
+    epoch: float
+    ids: np.ndarray
+    micros: list[Batch]
+
+
+class Loader:
+    """Steps of a training run, from any step on.
+
+    Args:
+        lengths: (rows,) tokens of each row, or None where every row costs the same (cached features).
+        collate: from sample ids to a Batch.
+        plan: see Plan.
+    """
+
+    def __init__(self, lengths: np.ndarray | None, rows: int, collate: Callable[[np.ndarray], Batch], plan: Plan) -> None:
+        self.lengths, self.rows, self.collate, self.plan = lengths, rows, collate, plan
+        self.per_epoch = -(-rows // plan.batch_size)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The permutation of an epoch; drawn anew for each."""
+        return np.random.Generator(np.random.Philox(key=[self.plan.seed, epoch])).permutation(self.rows)
+
+    def steps(self, start: int = 0) -> Iterator[Step]:
+        """Steps `start`, `start` + 1, ... up to the plan's last."""
+        order, held = np.empty(0, dtype=np.int64), -1
+        for number in range(start, self.plan.steps):
+            epoch, within = divmod(number, self.per_epoch)
+            if epoch != held:
+                order, held = self.order(epoch), epoch
+            ids = order[within * self.plan.batch_size : (within + 1) * self.plan.batch_size]
+            yield Step(number, (number + 1) / self.per_epoch, ids, self.micros(ids))
+
+    def micros(self, ids: np.ndarray) -> list[Batch]:
+        """The micro-batches of these rows."""
+        if self.lengths is None:
+            return [self.collate(ids)]
+        parts = cut(self.lengths[ids], overhead=self.plan.overhead, limit=self.plan.micro_tokens)
+        return [self.collate(ids[part]) for part in parts]
+
+
+def sweep(lengths: np.ndarray | None, rows: int, *, limit: int, size: int = 64) -> Iterator[np.ndarray]:
+    """All rows once, in batches of similar length, longest first: for evaluation and caching.
+
+    Longest first so that a batch that does not fit fails at once and the ETA errs on the safe side.
+    """
+    if lengths is None:
+        for start in range(0, rows, 4096):
+            yield np.arange(start, min(rows, start + 4096))
+        return
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < rows:
+        count = min(size, max(1, limit // int(lengths[order[start]])))
+        yield order[start : start + count]
+        start += count

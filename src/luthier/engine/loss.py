@@ -1,0 +1,57 @@
+"""A loss is sums and counts.
+
+Each named term is (sum, count, weight). The counts of a whole optimizer step are known before its first forward
+pass, over all micro-batches, so each term is divided by its own total count. A mean per micro-batch would be a wrong
+gradient wherever micro-batches hold different numbers of targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import nn
+
+Batch = Mapping[str, torch.Tensor]
+
+
+class Term(Protocol):
+    """One term of a loss."""
+
+    @property
+    def sum(self) -> torch.Tensor:
+        """Scalar, the sum over the micro-batch."""
+
+    @property
+    def count(self) -> float:
+        """What the sum of a whole step is divided by; depends on the batch alone."""
+
+    @property
+    def weight(self) -> float:
+        """Of the term in the total."""
+
+
+class Learner(Protocol):
+    """What the engine needs of a method."""
+
+    def counts(self, batch: Batch) -> Mapping[str, float]:
+        """Count of each term, before any forward pass."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Term]:
+        """The terms of one micro-batch."""
+
+
+def total_counts(learner: Learner, micros: Iterable[Batch]) -> dict[str, float]:
+    """Counts of a step: over its micro-batches."""
+    totals: dict[str, float] = {}
+    for micro in micros:
+        for name, count in learner.counts(micro).items():
+            totals[name] = totals.get(name, 0.0) + count
+    return totals
+
+
+def combine(loss: Mapping[str, Term], totals: Mapping[str, float]) -> torch.Tensor:
+    """What one micro-batch adds to the step's loss: sum over terms of weight x sum / total count."""
+    parts = [term.sum * (term.weight / max(totals[name], 1e-12)) for name, term in loss.items()]
+    return torch.stack(parts).sum() if len(parts) > 1 else parts[0]

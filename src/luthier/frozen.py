@@ -1,0 +1,167 @@
+"""What is frozen is computed once: which columns a run caches, when that pays, and how they are filled."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from luthier.adapters.freeze import frozen_blocks, is_frozen
+from luthier.adapters.structure import plain, structure
+from luthier.data.bundles import pad
+from luthier.data.loader import sweep
+from luthier.data.view import View
+from luthier.engine.cache import Cache, key
+from luthier.engine.log import Console, clock
+from luthier.engine.machine import autocast
+from luthier.engine.stop import Stop
+from luthier.errors import Interrupted
+from luthier.models import boundary, heads, load
+from luthier.models.boundary import Boundary
+from luthier.models.heads import TaskModel
+from luthier.models.saved import weights_hash
+
+READ_RATE = 500e6  # bytes a second that reading the cache back surely reaches
+
+
+@dataclass(frozen=True)
+class Work:
+    """What filling needs to know of the run."""
+
+    cache: Cache
+    console: Console
+    stop: Stop
+    device: torch.device
+    precision: str
+    limit: int
+
+
+def kind_of(model: TaskModel) -> tuple[str | None, int]:
+    """Which column can be kept, and below which block: ("pooled", depth), ("token", depth), ("boundary", n)."""
+    depth = len(structure(model.backbone).blocks)
+    if is_frozen(model.backbone):
+        return ("token" if model.pooling == "none" else "pooled"), depth
+    below = frozen_blocks(model.backbone)
+    return ("boundary", below) if below else (None, 0)
+
+
+def frozen_hash(model: TaskModel, kind: str, depth: int) -> str:
+    """Hash of every weight that the column depends on."""
+    if kind != "boundary":
+        return weights_hash(model.backbone)
+    parts, root = structure(model.backbone), plain(model.backbone)
+    frozen = nn.ModuleList([*(root.get_submodule(path) for path in parts.embeddings), *parts.blocks[:depth]])
+    return weights_hash(frozen)
+
+
+def attach(model: TaskModel, views: dict[str, View], work: Work, epochs: float, attention: str) -> dict[str, Any]:
+    """Give each view its column, from the cache or computed now, where that pays.
+
+    Returns:
+        What was done, for the record: {"kind", "bytes", "seconds", "hit", "says"}.
+    """
+    kind, depth = kind_of(model)
+    if kind is None:
+        return {"kind": None, "says": "nothing is frozen below what learns; nothing is cached"}
+    if kind == "boundary":
+        model.boundary = Boundary(model.backbone, depth)
+    width = model.head.output.in_features
+    shapes = {name: ((len(view) if kind == "pooled" else int(view.encoded.offsets[-1])), width) for name, view in views.items()}
+    size = sum(4 * rows * columns for rows, columns in shapes.values())
+    shared = frozen_hash(model, kind, depth)
+    keys = {name: _key(model, kind, depth, shared, view, work, attention) for name, view in views.items()}
+    hit = all(work.cache.has(name) for name in keys.values())
+    tokens = sum(int(view.encoded.offsets[-1]) for view in views.values())
+    if not hit:
+        seconds = tokens * _seconds_per_token(model, kind, next(iter(views.values())), work)
+        pays = epochs > 1 and work.cache.fits(size) and (epochs - 1) * seconds > epochs * size / READ_RATE
+        told = f"{tokens:,} tokens once, about {clock(seconds)}, {size / 1e6:,.1f} MB on disk"
+        if not pays:
+            model.boundary = None
+            says = f"not cached: it would take {told}, which does not pay for {epochs:g} passes or does not fit"
+            work.console.say(f"frozen part: {says}")
+            return {"kind": None, "says": says}
+        work.console.say(f"frozen part: {told}; saves {epochs - 1:g} more passes")
+    started = time.perf_counter()
+    for name, view in views.items():
+        says = f"{kind} of {view.rows.source} ({name})"
+        array = work.cache.array(keys[name], shapes[name], says, lambda out, done, v=view: _fill(model, kind, v, work, out, done))  # type: ignore[misc]
+        view.features, view.feature_kind = array, kind
+    took = time.perf_counter() - started
+    return {"kind": kind, "bytes": size, "seconds": took, "hit": hit, "says": "read from the cache" if hit else "computed once"}
+
+
+def _key(model: TaskModel, kind: str, depth: int, shared: str, view: View, work: Work, attention: str) -> str:
+    import transformers
+
+    sources = [heads.POOLINGS[model.pooling], TaskModel.inputs, TaskModel.features, boundary.Boundary, _fill, pad]
+    return key(
+        weights=shared, kind=kind, depth=depth, pooling=model.pooling, rows=view.encoded.hash, pad=view.pad_id,
+        precision=work.precision, device=work.device.type, attention=attention, limit=work.limit,
+        torch=torch.__version__, transformers=transformers.__version__, cpu=torch.backends.cpu.get_cpu_capability(),
+        source=[inspect.getsource(item) for item in sources], load=inspect.getsource(load._keep_layers),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _column(model: TaskModel, kind: str, batch: dict[str, torch.Tensor], work: Work) -> torch.Tensor:
+    moved = {name: value.to(work.device) for name, value in batch.items()}
+    with autocast(work.device, work.precision):
+        if kind == "boundary" and model.boundary is not None:
+            out = model.boundary.states(model.inputs(moved))
+        else:
+            out = model.features(moved)
+    return out.float().cpu()
+
+
+def _seconds_per_token(model: TaskModel, kind: str, view: View, work: Work) -> float:
+    """Timed on a few rows of middling length."""
+    order = np.argsort(view.encoded.lengths, kind="stable")
+    ids = order[len(order) // 2 :][:8]
+    batch = view.inputs(ids)
+    model.eval()
+    _column(model, kind, batch, work)
+    started = time.perf_counter()
+    _column(model, kind, batch, work)
+    return (time.perf_counter() - started) / max(1, int(view.encoded.lengths[ids].sum()))
+
+
+def _fill(model: TaskModel, kind: str, view: View, work: Work, out: np.ndarray, done: int) -> Iterator[int]:
+    """Compute a column batch by batch, from batch `done` on; rows of similar length together."""
+    model.eval()
+    encoded, total = view.encoded, int(view.encoded.offsets[-1])
+    read = 0
+    with work.console.bar("frozen part", total) as bar:
+        for number, ids in enumerate(sweep(encoded.lengths, len(view), limit=work.limit), 1):
+            read += int(encoded.lengths[ids].sum())
+            if number <= done:
+                continue
+            batch = view.inputs(ids)
+            values = _column(model, kind, batch, work).numpy()
+            if kind == "pooled":
+                out[ids] = values
+            else:
+                for row, at in enumerate(ids):
+                    out[encoded.offsets[at] : encoded.offsets[at + 1]] = values[row, : encoded.lengths[at]]
+            bar.update(read)
+            yield number
+            if work.stop:
+                raise Interrupted(f"Stopped by {work.stop.reason} while the frozen part was read; what is done is kept.")
+
+
+def moments(view: View) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of each cached feature, in float64, a piece at a time."""
+    assert view.features is not None
+    count, total, squares = 0, 0.0, 0.0
+    for start in range(0, len(view.features), 8192):
+        part = np.asarray(view.features[start : start + 8192], dtype=np.float64)
+        count, total, squares = count + len(part), total + part.sum(0), squares + (part**2).sum(0)
+    mean = np.asarray(total) / count
+    deviation = np.sqrt(np.maximum(np.asarray(squares) / count - mean**2, 0.0))
+    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()

@@ -1,0 +1,108 @@
+"""The rows of a run: read, split where no file is given, checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier.data import sources
+from luthier.data.examples import Rows, shown
+from luthier.data.split import hash_split, key_of
+from luthier.errors import UserError
+from luthier.recipe import Recipe
+
+BY_HASH = "by hash of the text, stratified by label"
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The splits of a run.
+
+    Attributes:
+        splits: "train", and "eval" and "test" where there are any.
+        how: "given", or BY_HASH.
+        warnings: sentences for the report.
+    """
+
+    splits: dict[str, Rows]
+    how: str
+    warnings: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """The split whose figure is the headline: test where there is one."""
+        return "test" if "test" in self.splits else "eval"
+
+
+def gather(recipe: Recipe, store: Path) -> Gathered:
+    """Read train, eval and test; make eval (and test, if eval is not given either) from train where no file is named.
+
+    Raises:
+        UserError: for anything that is wrong with a file, a row or the number of rows.
+    """
+    data = recipe.data
+    splits, how = {"train": sources.load(data.train, data, store)}, "given"
+    for name in ("eval", "test"):
+        given = getattr(data, name)
+        if given is not None:
+            splits[name] = sources.load(given, data, store, expect=splits["train"].kind)
+    warnings = [
+        f"{len(rows.skipped)} broken rows of {rows.source} were left out, the first: line {rows.skipped[0][0]}, {rows.skipped[0][1]}."
+        for rows in splits.values()
+        if rows.skipped
+    ]
+    if "eval" not in splits:
+        how = BY_HASH
+        shares = {"eval": data.hold_out.eval} | ({} if "test" in splits else {"test": data.hold_out.test})
+        splits |= _hold_out(splits["train"], {name: share for name, share in shares.items() if share > 0}, recipe.seed)
+    if "eval" not in splits and "test" not in splits:
+        warnings.append("Nothing was held out: no figure here says how the model does on new rows.")
+    return Gathered(splits, how, tuple(warnings + _leaks(splits)))
+
+
+def _hold_out(rows: Rows, shares: Mapping[str, float], seed: int) -> dict[str, Rows]:
+    parts = hash_split(rows, dict(shares), seed)
+    empty = [name for name in shares if len(parts[name]) == 0]
+    if empty:
+        raise UserError(
+            f"{len(rows)} rows are too few to set {' and '.join(empty)} aside.", where=rows.source,
+            hint="Add rows, name files for eval and test, or write  data: {hold_out: {eval: 0.3, test: 0}}  for a larger share.",
+        )  # fmt: skip
+    return {name: rows.take(ids) for name, ids in parts.items()}
+
+
+def text_keys(rows: Rows) -> np.ndarray:
+    """(rows,) hash of each text."""
+    keys = [
+        key_of(shown(dict(zip(batch, values, strict=True)))) for batch in rows.batches() for values in zip(*batch.values(), strict=True)
+    ]
+    return np.array(keys, dtype=np.uint64)
+
+
+def _leaks(splits: Mapping[str, Rows]) -> list[str]:
+    seen = text_keys(splits["train"])
+    said = []
+    for name in ("eval", "test"):
+        if name in splits:
+            shared = np.isin(text_keys(splits[name]), seen)
+            if shared.any():
+                place = splits[name].place(int(np.argmax(shared)))
+                said.append(f"{int(shared.sum())} of {len(shared)} {name} texts stand in train too (the first: {place}): its figure is too good.")
+    return said
+
+
+def texts_for_baselines(rows: Rows, most: int = 50_000) -> list[Any]:
+    """Texts as the baselines want them: strings, pairs as tuples, lists of words."""
+    texts: list[Any] = []
+    for batch in rows.batches():
+        if "tokens" in batch:
+            texts += batch["tokens"]
+        else:
+            texts += [one if two is None else (one, two) for one, two in zip(batch["text"], batch["text_pair"], strict=True)]
+        if len(texts) >= most:
+            break
+    return texts[:most]

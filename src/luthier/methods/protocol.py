@@ -1,0 +1,28 @@
+"""What a method is: a frozen model of hyperparameters (the recipe itself) with four abilities.
+
+    learn(rows) -> schema                   what the training rows say (label names, scales)
+    targets(rows, schema, ...) -> numbers   what the loss compares with
+    collate(view, ids, schema) -> Batch     splits along its first dimension
+    objective: counts(batch), loss(model, batch) -> {name: Term}    evaluation is loss without backward
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named term of a loss.
+
+    Attributes:
+        sum: scalar tensor, the sum over the micro-batch.
+        count: what the sum is divided by over a whole step; depends on the batch alone.
+        weight: of the term in the total.
+    """
+
+    sum: torch.Tensor
+    count: float
+    weight: float = 1.0

@@ -1,0 +1,125 @@
+"""What a run keeps in `model/`, and reading it back.
+
+The folder loads without us: `AutoModel.from_pretrained` for a whole model, `PeftModel.from_pretrained` for an
+adapter; the head lies beside it in head.safetensors (`output.weight`, `output.bias`), what joins them in luthier.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from luthier.adapters import bridge
+from luthier.errors import UserError
+from luthier.models import load
+from luthier.models.heads import Head, TaskModel
+
+ABOUT = "luthier.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """What joins backbone and head.
+
+    Attributes:
+        base: name of the pretrained model the run started from.
+        base_hash: of its weights, as loaded.
+        adapt: key of ADAPTERS.
+        stores: "head", "adapter" or "model".
+        task, labels: what is predicted.
+        pooling, layer, hidden: of the head.
+        max_length: in tokens.
+        attention: kernel.
+    """
+
+    base: str
+    base_hash: str
+    revision: str | None
+    adapt: str
+    stores: str
+    task: str
+    labels: tuple[str, ...]
+    pooling: str
+    layer: int
+    hidden: str | None
+    max_length: int
+    attention: str
+    precision: str
+    format: int = 1
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 over every parameter and saved buffer, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}|{tuple(value.shape)}|{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save(model: TaskModel, about: About, tokenizer: Any, folder: Path) -> int:
+    """Write the folder; returns the bytes of weights in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {name: p.detach().cpu().contiguous() for name, p in model.head.named_parameters()}
+    save_file(head, folder / "head.safetensors")
+    backbone: Any = model.backbone
+    with load.quiet():
+        if about.stores == "model":
+            backbone.save_pretrained(str(folder))
+        elif about.stores == "adapter":
+            bridge.save(backbone, folder, about.base)
+        tokenizer.save_pretrained(str(folder))
+    (folder / ABOUT).write_text(json.dumps(asdict(about), indent=1), encoding="utf-8")
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def about(folder: Path) -> About:
+    """Read luthier.json of a run's model folder.
+
+    Raises:
+        UserError: if the folder is no saved model.
+    """
+    file = folder / ABOUT
+    if not file.is_file():
+        raise UserError(
+            f"{str(folder)!r} holds no tuned model (no {ABOUT}).",
+            hint="The run must have ended: 'luthier runs' lists the runs and their state.",
+        )
+    values = json.loads(file.read_text(encoding="utf-8"))
+    return About(**{**values, "labels": tuple(values["labels"])})
+
+
+def read(folder: Path) -> tuple[TaskModel, About, load.Base]:
+    """The tuned model in evaluation mode.
+
+    Raises:
+        UserError: if the base is gone or is not the one that the run was trained on.
+    """
+    told = about(folder)
+    if told.stores == "model":
+        base = load.find(str(folder))
+        backbone = load.backbone(base, attention=told.attention)
+    else:
+        base = load.find(told.base, told.revision)
+        backbone = load.backbone(base, attention=told.attention, layer=told.layer)
+        if weights_hash(backbone) != told.base_hash:
+            raise UserError(
+                f"The base {told.base!r} is not the one this run was trained on: its weights differ.",
+                hint="Put the old weights back, or train again on the new ones.",
+            )
+        if told.stores == "adapter":
+            backbone = bridge.load(backbone, folder)
+    tensors = load_file(folder / "head.safetensors")
+    weight = tensors["output.weight"]
+    head = Head(weight.shape[1], weight.shape[0], bias="output.bias" in tensors, hidden=told.hidden)
+    missing = head.load_state_dict(tensors, strict=False)
+    if missing.unexpected_keys or set(missing.missing_keys) - {"shift", "scale"}:
+        raise UserError(f"{folder / 'head.safetensors'} does not fit: {missing}.")
+    return TaskModel(backbone.eval(), head, told.pooling).eval(), told, base

@@ -1,0 +1,272 @@
+"""From YAML, a mapping or a Recipe to a checked Recipe; every mistake is told with file, line and the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from luthier.errors import RecipeError, UserError
+from luthier.recipe.settings import Recipe
+from luthier.recipe.words import ADAPT_SYNONYMS, SYNONYMS, TASK_SYNONYMS
+
+Keys = tuple[str | int, ...]
+
+
+def read(source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str] = ()) -> Recipe:
+    """Check a recipe.
+
+    Args:
+        source: path of a YAML file, a mapping, or a Recipe.
+        sets: changes such as ``"train.lr=1e-4"``, applied last; values are read as YAML.
+
+    Returns:
+        The recipe; relative data and model paths that exist beside the file are made absolute.
+
+    Raises:
+        RecipeError: with every mistake found, each with its line.
+    """
+    places: dict[Keys, str] = {}
+    folder = Path.cwd()
+    if isinstance(source, Recipe):
+        raw: Any = source.model_dump(exclude_unset=True)
+    elif isinstance(source, Mapping):
+        raw = _plain(source)
+    else:
+        path = Path(source)
+        raw = _load(path, places)
+        folder = path.resolve().parent
+    for change in sets:
+        _set(raw, change, places)
+    if not isinstance(raw, dict):
+        raise RecipeError(
+            "A recipe is a mapping of keys such as model, adapt, data and train.",
+            where=str(source)[:80],
+            hint="'luthier new FILE' writes one from a data file.",
+        )
+    _absolute(raw, folder)
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(error, raw, places, source) from None
+    recipe._places = {key: place for key, place in places.items()}
+    return recipe
+
+
+def write(recipe: Recipe, comments: Mapping[str, str] | None = None) -> str:
+    """The recipe as YAML text, keys in their order; `comments` puts a line above a dotted key."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
+
+    def ordered(value: Any, prefix: str) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        result = CommentedMap()
+        for key, item in value.items():
+            result[key] = ordered(item, f"{prefix}{key}.")
+            if comments and (text := comments.get(f"{prefix}{key}")):
+                result.yaml_set_comment_before_after_key(key, before=text, indent=2 * prefix.count("."))
+        return result
+
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 100
+    out = io.StringIO()
+    yaml.dump(ordered(_told(recipe), ""), out)
+    return out.getvalue()
+
+
+def _told(settings: BaseModel) -> dict[str, Any]:
+    """Every value but the Nones that are defaults: null stays where it says something, as in ``clip: null``."""
+    result = {}
+    for key, field in type(settings).model_fields.items():
+        value = getattr(settings, key)
+        if value is None and field.default is None:
+            continue
+        result[key] = _told(value) if isinstance(value, BaseModel) else value
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _load(path: Path, places: dict[Keys, str]) -> Any:
+    """YAML 1.2 with the line of every key: 1e-5 is a number and ``no`` is a string."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"There is no recipe {str(path)!r}.", hint="'luthier new FILE' writes one from a data file."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The recipe {str(path)!r} can't be read: {error}.") from None
+    try:
+        tree = YAML(typ="rt").load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise RecipeError(f"This is not YAML: {problem}.", where=f"{path}{line}") from None
+
+    def walk(node: Any, keys: Keys) -> Any:
+        if isinstance(node, Mapping):
+            result = {}
+            for key, item in node.items():
+                places[(*keys, str(key))] = f"{path}:{node.lc.key(key)[0] + 1}"  # type: ignore[attr-defined]
+                result[str(key)] = walk(item, (*keys, str(key)))
+            return result
+        if isinstance(node, list):
+            return [walk(item, (*keys, index)) for index, item in enumerate(node)]
+        for kind in (bool, int, float, str):
+            if isinstance(node, kind):
+                return kind(node)
+        return node
+
+    return walk(tree, ())
+
+
+def _set(raw: Any, change: str, places: dict[Keys, str]) -> None:
+    from ruamel.yaml import YAML
+
+    path, equals, text = change.partition("=")
+    if not equals or not path:
+        raise RecipeError(
+            f"--set {change!r} is not of the form key=value.", hint="For example --set train.lr=1e-4."
+        )
+    node, keys = raw, path.split(".")
+    for depth, key in enumerate(keys[:-1]):
+        inner = node.get(key)
+        if isinstance(inner, str) and (key in ("adapt", "method", "model")):
+            inner = {"name" if key == "model" else "kind": inner}
+        node[key] = inner if isinstance(inner, dict) else {}
+        node = node[key]
+        places.setdefault(tuple(keys[: depth + 1]), "--set")
+    node[keys[-1]] = _plain(YAML(typ="safe", pure=True).load(text))
+    places[tuple(keys)] = f"--set {change}"
+
+
+def _absolute(raw: dict[str, Any], folder: Path) -> None:
+    data, model = raw.get("data"), raw.get("model")
+    if isinstance(data, dict):
+        for key in ("train", "eval", "test"):
+            if isinstance(data.get(key), str) and (folder / data[key]).exists():
+                data[key] = str((folder / data[key]).resolve())
+    if isinstance(model, str) and (folder / model).is_dir():
+        raw["model"] = str((folder / model).resolve())
+    elif isinstance(model, dict) and isinstance(model.get("name"), str) and (folder / model["name"]).is_dir():
+        model["name"] = str((folder / model["name"]).resolve())
+
+
+def _explain(error: ValidationError, raw: Any, places: Mapping[Keys, str], source: Any) -> RecipeError:
+    lines = []
+    for item in error.errors():
+        keys = _written(item["loc"], raw)
+        place = next((places[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in places), None)
+        if place is None and isinstance(source, (str, Path)):
+            place = str(source)
+        sentence = _sentence(item, keys, raw)
+        lines.append(f"{place}: {sentence}" if place else sentence)
+    return RecipeError("\n".join(dict.fromkeys(lines)))
+
+
+def _written(loc: Keys, raw: Any) -> Keys:
+    """The location as the user wrote it: pydantic adds the tag of a union and the type of an alternative."""
+    keys: list[str | int] = []
+    node = raw
+    for position, key in enumerate(loc):
+        if isinstance(node, dict) and key in node:
+            node = node[key]
+        elif isinstance(node, list) and isinstance(key, int) and key < len(node):
+            node = node[key]
+        elif not (isinstance(node, dict) and position == len(loc) - 1):
+            continue
+        keys.append(key)
+    return tuple(keys)
+
+
+def _sentence(item: Any, keys: Keys, raw: Any) -> str:
+    dotted = ".".join(map(str, keys)) or "recipe"
+    given = _shown(item.get("input"))
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(keys, item.get("input"))
+    if kind == "missing":
+        return f"{dotted} is missing. {_meaning(keys)}"
+    if kind in ("union_tag_invalid", "union_tag_not_found", "literal_error"):
+        return _unknown_value(item, keys, given)
+    if kind == "value_error":
+        return f"{item['ctx']['error']}."
+    message = item["msg"].replace("Input should be", "it should be").removeprefix("Value error, ")
+    return f"{dotted}: {given} was given; {message}."
+
+
+def _unknown_key(keys: Keys, value: Any) -> str:
+    key = str(keys[-1])
+    siblings = list(_fields(keys[:-1]))
+    inside = f" in {'.'.join(map(str, keys[:-1]))}" if len(keys) > 1 else ""
+    near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.7)
+    if near:
+        return f"Unknown key {key!r}{inside}. Did you mean {near[0]!r}?"
+    if key.lower() in SYNONYMS:
+        return f"Unknown key {key!r}{inside}. Here it is written  {SYNONYMS[key.lower()].format(value=_shown(value))}"
+    return f"Unknown key {key!r}{inside}. Known here: {', '.join(siblings)}."
+
+
+def _unknown_value(item: Any, keys: Keys, given: str) -> str:
+    context = item.get("ctx", {})
+    options = [name.strip().strip("'") for name in str(context.get("expected_tags", context.get("expected", ""))).replace(" or ", ", ").split(",")]
+    value = context.get("tag", item.get("input"))
+    dotted = ".".join(map(str, keys))
+    said = f"{dotted}: {_shown(value)} is not known."
+    if isinstance(value, str):
+        known = {**ADAPT_SYNONYMS, **TASK_SYNONYMS}
+        table = ADAPT_SYNONYMS if keys and keys[0] == "adapt" else known
+        if value in table:
+            return f"{said} Here it is written  {table[value]}"
+        near = difflib.get_close_matches(value, options, n=1, cutoff=0.6)
+        if near:
+            return f"{said} Did you mean {near[0]!r}?"
+    return f"{said} Expected one of: {', '.join(options)}." if options != [""] else f"{dotted}: {given} was given, with no kind."
+
+
+def _fields(keys: Keys) -> dict[str, Any]:
+    """The keys that may stand below `keys`, with their fields."""
+    models: list[Any] = [Recipe]
+    for key in keys:
+        inner: list[Any] = []
+        for model in models:
+            field = model.model_fields.get(str(key))
+            if field is not None:
+                inner += [cls for cls in _classes(field.annotation)]
+        models = inner
+    return {name: field for model in models for name, field in model.model_fields.items()}
+
+
+def _classes(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [cls for part in get_args(annotation) for cls in _classes(part)]
+
+
+def _meaning(keys: Keys) -> str:
+    field = _fields(keys[:-1]).get(str(keys[-1])) if keys else None
+    return f"It means: {field.description}." if field is not None and field.description else ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if not isinstance(value, str) else f"'{value}'"
+    return text if len(text) <= 60 else text[:57] + "..."
