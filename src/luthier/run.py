@@ -84,7 +84,7 @@ class Job:
 
 
 def run(
-    source: str | Path | Mapping[str, Any] | Recipe, *, sets: Sequence[str] = (), resume: bool = False,
+    source: str | Path | Mapping[str, Any] | Recipe, *, sets: Sequence[str] = (), said: Sequence[str] = (), resume: bool = False,
     runs: str | Path = run_folder.DEFAULT_RUNS, name: str | None = None, quiet: bool = False, cache: Cache | None = None,
 ) -> Result:  # fmt: skip
     """Fine-tune.
@@ -92,6 +92,7 @@ def run(
     Args:
         source: a recipe: path, mapping or Recipe.
         sets: changes such as "train.lr=1e-4".
+        said: changes that are in the recipe already and shall stand in the run's name.
         resume: go on with the run if it exists; without it an existing run is refused.
         runs: where run folders lie.
         name: of the run; made from what differs when left out.
@@ -103,7 +104,7 @@ def run(
         Interrupted: on Ctrl-C or SIGTERM, after saving.
     """
     recipe = read(source, sets)
-    named = name or recipe.name or run_folder.name_of(recipe, tuple(sets))
+    named = name or recipe.name or run_folder.name_of(recipe, (*sets, *said))
     folder, recipe, again = run_folder.begin(recipe, named, Path(runs), resume)
     with folder.held(), Stop() as stop:
         if not again:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,18 @@ def attach_lora(model: nn.Module, options: Lora, seed: int) -> nn.Module:
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
         bias="none",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         wrapped: nn.Module = get_peft_model(model, config)
     return wrapped
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """peft reads an attribute that transformers is about to rename; that is between the two of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def is_wrapped(model: nn.Module) -> bool:
@@ -70,5 +79,6 @@ def load(model: nn.Module, folder: Path, trainable: bool = False) -> nn.Module:
     """The adapter saved in `folder`, on this base."""
     from peft import PeftModel
 
-    wrapped: nn.Module = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    with _quiet():
+        wrapped: nn.Module = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     return wrapped

@@ -17,6 +17,9 @@ from typing import Any
 import torch
 
 
+NARROW = 256  # below this width casting costs more than bf16 products save on a CPU
+
+
 def pick_device(wanted: str) -> torch.device:
     """auto: CUDA, then MPS, then the CPU."""
     if wanted != "auto":
@@ -36,7 +39,7 @@ def pick_precision(wanted: str, device: torch.device, width: int, memory: Path) 
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type != "cpu" or not _cpu_has_bf16():
+    if device.type != "cpu" or width < NARROW or not _cpu_has_bf16():
         return "fp32"
     file = memory / "machine.json"
     key = f"{platform.processor() or platform.machine()}|torch {torch.__version__}|bf16 at width {width}"

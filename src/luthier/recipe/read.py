@@ -30,6 +30,8 @@ def read(source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str] = 
     Raises:
         RecipeError: with every mistake found, each with its line.
     """
+    if isinstance(source, Recipe) and not sets:
+        return source
     places: dict[Keys, str] = {}
     folder = Path.cwd()
     if isinstance(source, Recipe):

@@ -1,0 +1,194 @@
+"""The command line: each verb a few lines, nothing heavy imported before a verb runs."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from luthier import errors
+
+app = typer.Typer(
+    name="luthier", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Every way to adapt a language model, every way to teach it, one recipe.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+Runs = Annotated[Path, typer.Option("--runs", help="folder of the runs")]
+Sets = Annotated[list[str], typer.Option("--set", help="change a value, such as train.lr=1e-4")]
+RUNS = Path("runs")
+
+
+@app.command()
+def demo(to: Annotated[Path, typer.Option(help="folder for the runs and the report")] = Path("luthier-demo")) -> None:
+    """The whole idea on the embedded base, offline, in minutes, ending in a report."""
+    from luthier.demo import demo as verb
+
+    verb(to)
+
+
+@app.command()
+def new(
+    file: Annotated[str, typer.Argument(help="your CSV, TSV, JSONL, JSON, Parquet or Arrow")],
+    to: Annotated[Path | None, typer.Option(help="where the recipe goes; beside the file when left out")] = None,
+    model: Annotated[str, typer.Option(help="hub id, folder or pocket")] = "pocket",
+    adapt: Annotated[str | None, typer.Option(help="head, last-n, lora or full; chosen when left out")] = None,
+    force: Annotated[bool, typer.Option("--force", help="write over an existing recipe")] = False,
+) -> None:
+    """Read a data file, say what was found, and write a runnable recipe with a comment above every key."""
+    from luthier.new import new as verb
+
+    verb(file, to, model, adapt, force)
+
+
+@app.command()
+def tune(
+    recipe: Annotated[str, typer.Argument(help="recipe, or a data file: a recipe is then written first")],
+    sets: Sets = [],  # noqa: B006  typer reads the default
+    resume: Annotated[bool, typer.Option("--resume", help="go on exactly with the run; start it if there is none")] = False,
+    name: Annotated[str | None, typer.Option(help="of the run")] = None,
+    runs: Runs = RUNS,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+) -> None:
+    """Run a recipe. Ctrl-C and SIGTERM leave a checkpoint that --resume goes on from, exactly."""
+    from luthier.recipe import read
+
+    if Path(recipe).suffix.lower() not in (".yaml", ".yml"):
+        from luthier.new import new as write_recipe
+
+        recipe = str(write_recipe(recipe, None, "pocket", None, False, keep=True))
+    checked = read(recipe, sets)  # a mistake is told before anything heavy is imported
+    from luthier.record import headline
+    from luthier.run import run
+
+    result = run(checked, said=sets, resume=resume, name=name, runs=runs, quiet=quiet)
+    print(headline(result.record))
+    print(f"report: {result.report}")
+
+
+@app.command()
+def look(
+    recipe: Annotated[str, typer.Argument(help="recipe, or a data file")],
+    sets: Sets = [],  # noqa: B006
+    html: Annotated[Path | None, typer.Option(help="write the page here too")] = None,
+    rows: Annotated[int, typer.Option(help="how many rows to draw")] = 5,
+) -> None:
+    """What the model will really see: tokens, lengths, truncation, label balance, duplicates, leaks, broken rows."""
+    from luthier.look import look as verb
+
+    verb(recipe, sets, html, rows)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="run: name or folder")],
+    data: Annotated[str, typer.Argument(help="your test set")],
+    metric: Annotated[list[str], typer.Option(help="a metric of your own, module:function or file.py:function")] = [],  # noqa: B006
+    runs: Runs = RUNS,
+) -> None:
+    """Base against tuned on your own set, with intervals."""
+    from luthier.judge import evaluate as verb
+
+    verb(run, data, metric, runs)
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="run: name or folder")],
+    data: Annotated[str, typer.Argument(help="file with the texts")],
+    to: Annotated[Path | None, typer.Option(help=".csv or .jsonl; on the screen when left out")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """File in, file out: every row with its prediction and confidence."""
+    from luthier.judge import predict as verb
+
+    verb(run, data, to, runs)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="run: name or folder")],
+    to: Annotated[Path | None, typer.Option(help="folder; runs/<name>/export when left out")] = None,
+    form: Annotated[str, typer.Option(help="merged (plain transformers) or adapter (peft)")] = "merged",
+    runs: Runs = RUNS,
+) -> None:
+    """A folder that plain transformers or peft loads, checked in a fresh process before it says done."""
+    from luthier.export import export as verb
+
+    verb(run, to, form, runs)
+
+
+@app.command(name="runs")
+def list_runs(runs: Runs = RUNS) -> None:
+    """The runs, with their state and headline."""
+    from luthier.runs import table
+
+    print(table(runs))
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(help="adapters, methods, losses, metrics, schedules, sources, recipe, schema")],
+) -> None:
+    """The tables of the house, with their docs."""
+    from luthier.show import show as verb
+
+    print(verb(what))
+
+
+@app.command()
+def cache(clear: Annotated[bool, typer.Option("--clear", help="remove everything")] = False) -> None:
+    """What is kept of frozen models and parsed rows, and how much room it takes."""
+    from luthier.runs import cache_table
+
+    print(cache_table(clear))
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs a verb and turns what went wrong into a sentence and an exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    sys.exit(_guarded(arguments, debug))
+
+
+def _guarded(arguments: list[str], debug: bool) -> int:
+    try:
+        outcome: Any = app(arguments, standalone_mode=False)
+        return int(outcome or 0)
+    except errors.UserError as error:
+        _told(str(error), debug)
+        return errors.EXIT_USER
+    except (errors.Interrupted, KeyboardInterrupt) as error:
+        _told(str(error) or "Stopped.", debug)
+        return errors.EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return errors.EXIT_OK
+    except Exception as error:
+        show = getattr(error, "show", None)
+        if callable(show):  # click's own words for a wrong option or argument
+            show()
+            return errors.EXIT_USER
+        if type(error).__name__ in ("Abort", "Exit"):
+            return int(getattr(error, "exit_code", errors.EXIT_USER))
+        _told(f"This is a defect of Luthier: {type(error).__name__}: {error}\n  Please report it with the output of --debug.", debug)
+        return errors.EXIT_DEFECT
+
+
+def _told(sentence: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(sentence, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
