@@ -13,7 +13,7 @@ _PUBLIC = {
     "RecipeError": "luthier.errors",
     "UserError": "luthier.errors",
 }
-__all__ = ["Recipe", "RecipeError", "UserError", "__version__"]  # noqa: F822
+__all__ = ["Recipe", "RecipeError", "UserError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,13 @@ from luthier.models.saved import About, weights_hash
 from luthier.recipe import Recipe
 
 # With these poolings the architecture's own class can express the head, and `export` writes that class.
-OWN_HIDDEN = {"roberta": "tanh", "xlm-roberta": "tanh", "camembert": "tanh", "bert": "tanh", "distilbert": "relu"}
+OWN_HIDDEN = {
+    "roberta": "tanh",
+    "xlm-roberta": "tanh",
+    "camembert": "tanh",
+    "bert": "tanh",
+    "distilbert": "relu",
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,9 @@ def _run_model(name: str) -> Any:
     return name
 
 
-def build(recipe: Recipe, base: load.Base, task: str, labels: tuple[str, ...], max_length: int, precision: str) -> Built:
+def build(
+    recipe: Recipe, base: load.Base, task: str, labels: tuple[str, ...], max_length: int, precision: str
+) -> Built:
     """Load, attach, add the head.
 
     Raises:
@@ -62,7 +70,9 @@ def build(recipe: Recipe, base: load.Base, task: str, labels: tuple[str, ...], m
     """
     adapter, options, settings = ADAPTERS[recipe.adapt.kind], recipe.adapt, recipe.method
     pooling = "none" if task == "tag" else settings.pooling or default_pooling(base, recipe.adapt.kind)
-    backbone = load.backbone(base, attention=recipe.model.attention, layer=settings.layer, where=recipe.where("method", "layer"))
+    backbone = load.backbone(
+        base, attention=recipe.model.attention, layer=settings.layer, where=recipe.where("method", "layer")
+    )
     source = _run_folder(recipe.model.name)
     if source is not None:
         backbone = _tuned(source)
@@ -72,7 +82,11 @@ def build(recipe: Recipe, base: load.Base, task: str, labels: tuple[str, ...], m
         backbone = adapter.attach(backbone, options, recipe.seed)
     except ValueError as error:
         raise UserError(f"{error}.", where=recipe.where("adapt")) from None
-    hidden = OWN_HIDDEN.get(base.config.model_type) if pooling == "cls" and base.encoder and recipe.adapt.kind != "head" else None
+    hidden = (
+        OWN_HIDDEN.get(base.config.model_type)
+        if pooling == "cls" and base.encoder and recipe.adapt.kind != "head"
+        else None
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         head = Head(

@@ -23,7 +23,9 @@ RUNS = Path("runs")
 
 
 @app.command()
-def demo(to: Annotated[Path, typer.Option(help="folder for the runs and the report")] = Path("luthier-demo")) -> None:
+def demo(
+    to: Annotated[Path, typer.Option(help="folder for the runs and the report")] = Path("luthier-demo"),
+) -> None:
     """The whole idea on the embedded base, offline, in minutes, ending in a report."""
     from luthier.demo import demo as verb
 
@@ -48,7 +50,9 @@ def new(
 def tune(
     recipe: Annotated[str, typer.Argument(help="recipe, or a data file: a recipe is then written first")],
     sets: Sets = [],  # noqa: B006  typer reads the default
-    resume: Annotated[bool, typer.Option("--resume", help="go on exactly with the run; start it if there is none")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on exactly with the run; start it if there is none")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="of the run")] = None,
     runs: Runs = RUNS,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
@@ -180,7 +184,10 @@ def _guarded(arguments: list[str], debug: bool) -> int:
             return errors.EXIT_USER
         if type(error).__name__ in ("Abort", "Exit"):
             return int(getattr(error, "exit_code", errors.EXIT_USER))
-        _told(f"This is a defect of Luthier: {type(error).__name__}: {error}\n  Please report it with the output of --debug.", debug)
+        _told(
+            f"This is a defect of Luthier: {type(error).__name__}: {error}\n  Please report it with the output of --debug.",
+            debug,
+        )
         return errors.EXIT_DEFECT
 
 

@@ -55,7 +55,10 @@ class Folder:
             lock = FileLock(self.path / ".lock", timeout=0)
             lock.acquire()
         except Timeout:
-            raise UserError(f"Another process is working on {self.path}.", hint="Wait for it, or give the run another --name.") from None
+            raise UserError(
+                f"Another process is working on {self.path}.",
+                hint="Wait for it, or give the run another --name.",
+            ) from None
         except OSError as error:
             raise unwritable(self.path, error) from None
         try:
@@ -141,7 +144,11 @@ def find(name: str | Path, runs: Path = DEFAULT_RUNS) -> Folder:
 
     known = sorted(path.parent.name for path in runs.glob("*/recipe.yaml"))
     near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else ("'luthier runs' lists them." if known else "There is no run yet: 'luthier tune RECIPE' makes one.")
+    hint = (
+        f"Did you mean {near[0]!r}?"
+        if near
+        else ("'luthier runs' lists them." if known else "There is no run yet: 'luthier tune RECIPE' makes one.")
+    )
     raise UserError(f"There is no run {str(name)!r}.", hint=hint)
 
 

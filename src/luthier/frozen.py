@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import time
 from collections.abc import Iterator
@@ -72,7 +73,10 @@ def attach(model: TaskModel, views: dict[str, View], work: Work, epochs: float, 
     if kind == "boundary":
         model.boundary = Boundary(model.backbone, depth)
     width = model.head.output.in_features
-    shapes = {name: ((len(view) if kind == "pooled" else int(view.encoded.offsets[-1])), width) for name, view in views.items()}
+    shapes = {
+        name: ((len(view) if kind == "pooled" else int(view.encoded.offsets[-1])), width)
+        for name, view in views.items()
+    }
     size = sum(4 * rows * columns for rows, columns in shapes.values())
     shared = frozen_hash(model, kind, depth)
     keys = {name: _key(model, kind, depth, shared, view, work, attention) for name, view in views.items()}
@@ -91,16 +95,30 @@ def attach(model: TaskModel, views: dict[str, View], work: Work, epochs: float, 
     started = time.perf_counter()
     for name, view in views.items():
         says = f"{kind} of {view.rows.source} ({name})"
-        array = work.cache.array(keys[name], shapes[name], says, lambda out, done, v=view: _fill(model, kind, v, work, out, done))  # type: ignore[misc]
+        fill = functools.partial(_fill, model, kind, view, work)
+        array = work.cache.array(keys[name], shapes[name], says, fill)
         view.features, view.feature_kind = array, kind
     took = time.perf_counter() - started
-    return {"kind": kind, "bytes": size, "seconds": took, "hit": hit, "says": "read from the cache" if hit else "computed once"}
+    return {
+        "kind": kind,
+        "bytes": size,
+        "seconds": took,
+        "hit": hit,
+        "says": "read from the cache" if hit else "computed once",
+    }
 
 
 def _key(model: TaskModel, kind: str, depth: int, shared: str, view: View, work: Work, attention: str) -> str:
     import transformers
 
-    sources = [heads.POOLINGS[model.pooling], TaskModel.inputs, TaskModel.features, boundary.Boundary, _fill, pad]
+    sources: list[Any] = [
+        heads.POOLINGS[model.pooling],
+        TaskModel.inputs,
+        TaskModel.features,
+        boundary.Boundary,
+        _fill,
+        pad,
+    ]
     return key(
         weights=shared, kind=kind, depth=depth, pooling=model.pooling, rows=view.encoded.hash, pad=view.pad_id,
         precision=work.precision, device=work.device.type, attention=attention, limit=work.limit,
@@ -152,7 +170,9 @@ def _fill(model: TaskModel, kind: str, view: View, work: Work, out: np.ndarray, 
             bar.update(read)
             yield number
             if work.stop:
-                raise Interrupted(f"Stopped by {work.stop.reason} while the frozen part was read; what is done is kept.")
+                raise Interrupted(
+                    f"Stopped by {work.stop.reason} while the frozen part was read; what is done is kept."
+                )
 
 
 def moments(view: View) -> tuple[torch.Tensor, torch.Tensor]:

@@ -78,7 +78,9 @@ def _hold_out(rows: Rows, shares: Mapping[str, float], seed: int) -> dict[str, R
 def text_keys(rows: Rows) -> np.ndarray:
     """(rows,) hash of each text."""
     keys = [
-        key_of(shown(dict(zip(batch, values, strict=True)))) for batch in rows.batches() for values in zip(*batch.values(), strict=True)
+        key_of(shown(dict(zip(batch, values, strict=True))))
+        for batch in rows.batches()
+        for values in zip(*batch.values(), strict=True)
     ]
     return np.array(keys, dtype=np.uint64)
 
@@ -91,7 +93,9 @@ def _leaks(splits: Mapping[str, Rows]) -> list[str]:
             shared = np.isin(text_keys(splits[name]), seen)
             if shared.any():
                 place = splits[name].place(int(np.argmax(shared)))
-                said.append(f"{int(shared.sum())} of {len(shared)} {name} texts stand in train too (the first: {place}): its figure is too good.")
+                said.append(
+                    f"{int(shared.sum())} of {len(shared)} {name} texts stand in train too (the first: {place}): its figure is too good."
+                )
     return said
 
 
@@ -102,7 +106,9 @@ def texts_for_baselines(rows: Rows, most: int = 50_000) -> list[Any]:
         if "tokens" in batch:
             texts += batch["tokens"]
         else:
-            texts += [one if two is None else (one, two) for one, two in zip(batch["text"], batch["text_pair"], strict=True)]
+            texts += [
+                one if two is None else (one, two) for one, two in zip(batch["text"], batch["text_pair"], strict=True)
+            ]
         if len(texts) >= most:
             break
     return texts[:most]

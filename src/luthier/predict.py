@@ -117,7 +117,9 @@ def mean_loss(schema: Schema, view: View, raw: np.ndarray) -> tuple[float, np.nd
     return float(each.mean()), (None if schema.task == "tag" else each)
 
 
-def said(schema: Schema, view: View, raw: np.ndarray, losses: np.ndarray | None, goals: bool = True) -> list[dict[str, Any]]:
+def said(
+    schema: Schema, view: View, raw: np.ndarray, losses: np.ndarray | None, goals: bool = True
+) -> list[dict[str, Any]]:
     """Lines of predictions.jsonl: text, target, prediction, confidence, loss; in the order of the rows."""
     chosen, probability = decide(schema, raw)
     tags = word_tags(schema, view, chosen) if schema.task == "tag" else None
@@ -126,7 +128,11 @@ def said(schema: Schema, view: View, raw: np.ndarray, losses: np.ndarray | None,
         example = view.rows.row(row)
         line: dict[str, Any] = {"row": example["line"]}
         if tags is not None:
-            line |= {"text": " ".join(example["tokens"]), "tokens": example["tokens"], "prediction": tags[row]}
+            line |= {
+                "text": " ".join(example["tokens"]),
+                "tokens": example["tokens"],
+                "prediction": tags[row],
+            }
             line |= {"target": example["tags"]} if goals else {}
         else:
             line |= {"text": view.rows.text(row), "prediction": _prediction(schema, chosen, row)}

@@ -62,7 +62,9 @@ def _with_weights(model: TaskModel) -> Any:
     return model.features
 
 
-def accumulated(model: TaskModel, learner: Learner, batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, Any]:
+def accumulated(
+    model: TaskModel, learner: Learner, batch: dict[str, torch.Tensor], device: torch.device
+) -> dict[str, Any]:
     """The gradient of a batch in pieces is that of the whole, dropout off."""
     says = "a batch in micro-batches gives the gradient of the whole batch"
     rows = len(batch["targets"])
@@ -73,10 +75,17 @@ def accumulated(model: TaskModel, learner: Learner, batch: dict[str, torch.Tenso
         totals = total_counts(learner, parts)
         total = torch.stack([combine(learner.loss(model, _move(part, device)), totals) for part in parts]).sum()
         grads = torch.autograd.grad(total, parameters, allow_unused=True)
-        return torch.cat([torch.zeros(p.numel()) if g is None else g.detach().cpu().flatten() for p, g in zip(parameters, grads, strict=True)])
+        return torch.cat(
+            [
+                torch.zeros(p.numel()) if g is None else g.detach().cpu().flatten()
+                for p, g in zip(parameters, grads, strict=True)
+            ]
+        )
 
     cuts = [0, rows // 3, rows] if rows > 2 else [0, 1, rows]
-    pieces = [{name: value[a:b] for name, value in batch.items()} for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    pieces = [
+        {name: value[a:b] for name, value in batch.items()} for a, b in zip(cuts, cuts[1:], strict=False) if b > a
+    ]
     value = relative(gradient([batch]), gradient(pieces))
     return proof("accumulated = big batch", says, value, 10 * BOUND, value <= 10 * BOUND)
 
@@ -107,7 +116,8 @@ class Moved:
     def _sums(self) -> dict[str, tuple[float, float]]:
         with torch.no_grad():
             return {
-                name: (p.double().sum().item(), p.double().square().sum().item()) for name, p in self.model.named_parameters()
+                name: (p.double().sum().item(), p.double().square().sum().item())
+                for name, p in self.model.named_parameters()
             }
 
     def __call__(self, step: int) -> None:
@@ -138,7 +148,13 @@ def off_is_base(model: TaskModel, view: View, device: torch.device, before: torc
     """The trained adapter switched off leaves the base exactly as it was."""
     with bridge.switched_off(model.backbone):
         value = relative(outputs_of(model, view, device), before)
-    return proof("adapter off = base", "the adapter switched off gives the base's output exactly", value, 0.0, value == 0.0)
+    return proof(
+        "adapter off = base",
+        "the adapter switched off gives the base's output exactly",
+        value,
+        0.0,
+        value == 0.0,
+    )
 
 
 def identity(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
@@ -150,4 +166,10 @@ def identity(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
 def reloaded(memory: torch.Tensor, disk: torch.Tensor) -> dict[str, Any]:
     """The saved model, read back, gives what the one in memory gives."""
     value = relative(memory, disk)
-    return proof("reloaded = in memory", "the model read back from the disk gives equal outputs", value, BOUND, value <= BOUND)
+    return proof(
+        "reloaded = in memory",
+        "the model read back from the disk gives equal outputs",
+        value,
+        BOUND,
+        value <= BOUND,
+    )

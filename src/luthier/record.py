@@ -79,7 +79,9 @@ def judge(
     warnings = [*gathered.warnings, *built.base.warnings]
     for name, view in views.items():
         if view.encoded.truncated:
-            warnings.append(f"{view.encoded.truncated} of {len(view)} {name} rows were cut to {built.about.max_length} tokens.")
+            warnings.append(
+                f"{view.encoded.truncated} of {len(view)} {name} rows were cut to {built.about.max_length} tokens."
+            )
     for name in ("eval", "test"):
         if name not in views:
             continue
@@ -98,21 +100,40 @@ def judge(
             _baselines(record, gathered, views, schema, found, extra)
     record["warnings"] = warnings
     record["data"] = {"split": gathered.how} | {name: _about_rows(view) for name, view in views.items()}
-    record["method"] = {"kind": "supervised", "task": schema.task, "labels": list(schema.labels), "pooling": built.model.pooling, "layer": built.about.layer}
+    record["method"] = {
+        "kind": "supervised",
+        "task": schema.task,
+        "labels": list(schema.labels),
+        "pooling": built.model.pooling,
+        "layer": built.about.layer,
+    }
 
 
 def _split(scores: Mapping[str, Interval]) -> tuple[dict[str, float], dict[str, list[float]]]:
-    return {name: one.value for name, one in scores.items()}, {name: [one.low, one.high] for name, one in scores.items()}
+    return {name: one.value for name, one in scores.items()}, {
+        name: [one.low, one.high] for name, one in scores.items()
+    }
 
 
 def _baselines(
-    record: dict[str, Any], gathered: Gathered, views: Mapping[str, View], schema: Schema, found: Outputs, extra: Mapping[str, metrics.Metric]
+    record: dict[str, Any],
+    gathered: Gathered,
+    views: Mapping[str, View],
+    schema: Schema,
+    found: Outputs,
+    extra: Mapping[str, metrics.Metric],
 ) -> None:
     train, rows = gathered.splits["train"], gathered.splits[gathered.headline]
     texts = texts_for_baselines(train)
     goals = _goals(schema, views["train"])[: len(texts)]
     made = baselines.baselines(
-        schema.task, texts, goals, texts_for_baselines(rows, 2**62), found.targets, list(schema.labels) or None, record["seed"]
+        schema.task,
+        texts,
+        goals,
+        texts_for_baselines(rows, 2**62),
+        found.targets,
+        list(schema.labels) or None,
+        record["seed"],
     )
     record["baselines"], record["baseline_intervals"] = {}, {}
     for name, out in made.items():
@@ -172,7 +193,9 @@ def headline(record: Mapping[str, Any]) -> str:
     if split not in record["metrics"]:
         return "Nothing was held out, so nothing was measured."
     value, (low, high) = record["metrics"][split][metric], record["intervals"][split][metric]
-    rest = ", ".join(f"{name} {values[metric]:.3f}" for name, values in record.get("baselines", {}).items() if metric in values)
+    rest = ", ".join(
+        f"{name} {values[metric]:.3f}" for name, values in record.get("baselines", {}).items() if metric in values
+    )
     rows = record["data"][split]["rows"]
     optimistic = "" if split == "test" else " (optimistic: this set also chose the checkpoint)"
     return f"{metric} {value:.3f} ({low:.3f} to {high:.3f}) on {rows} {split} rows{optimistic}; {rest}; {clock(record['time']['seconds'])}"

@@ -1,13 +1,13 @@
 """run(recipe) -> Result: the whole of a fine-tuning run, wired. Read this file first.
 
-    gather   rows of train, eval and test                     gather.py, data/
-    learn    task, labels, scales from the training rows      methods/
-    build    pretrained model, adapter, new last layer        build.py, models/, adapters/
-    encode   rows to token ids and targets                    data/render.py
-    freeze   what can't change is computed once               frozen.py, engine/cache.py
-    train    the blind loop                                   engine/loop.py
-    judge    best weights on the held-out rows, baselines     predict.py, evaluate/
-    keep     model/, run.json, predictions.jsonl, report      record.py, models/saved.py
+gather   rows of train, eval and test                     gather.py, data/
+learn    task, labels, scales from the training rows      methods/
+build    pretrained model, adapter, new last layer        build.py, models/, adapters/
+encode   rows to token ids and targets                    data/render.py
+freeze   what can't change is computed once               frozen.py, engine/cache.py
+train    the blind loop                                   engine/loop.py
+judge    best weights on the held-out rows, baselines     predict.py, evaluate/
+keep     model/, run.json, predictions.jsonl, report      record.py, models/saved.py
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from luthier import frozen, proofs, record
 from luthier import folder as run_folder
+from luthier import frozen, proofs, record
 from luthier.adapters import ADAPTERS, bridge, default_lr
 from luthier.adapters.freeze import train_mode
 from luthier.build import Built, base_of, build
@@ -188,7 +188,11 @@ def _metric(recipe: Recipe, schema: Schema) -> tuple[str, metrics.Metric]:
         raise UserError(f"train.metric: {error}", where=recipe.where("train", "metric")) from None
     if schema.task not in metric.tasks:
         known = ", ".join(key for key, value in metrics.METRICS.items() if schema.task in value.tasks)
-        raise UserError(f"The metric {name!r} does not serve {schema.task}.", where=recipe.where("train", "metric"), hint=f"These do: {known}.")
+        raise UserError(
+            f"The metric {name!r} does not serve {schema.task}.",
+            where=recipe.where("train", "metric"),
+            hint=f"These do: {known}.",
+        )
     return name, metric
 
 
@@ -217,7 +221,9 @@ def _views(job: Job, gathered: Gathered, built: Built, teach: Any, schema: Schem
     return views
 
 
-def _plan(recipe: Recipe, built: Built, rows: int, device: torch.device, saved_at: checkpoint.Checkpoint | None) -> Plan:
+def _plan(
+    recipe: Recipe, built: Built, rows: int, device: torch.device, saved_at: checkpoint.Checkpoint | None
+) -> Plan:
     if saved_at is not None:
         return Plan(**saved_at.state["identity"]["plan"])
     train = recipe.train
@@ -231,7 +237,8 @@ def _plan(recipe: Recipe, built: Built, rows: int, device: torch.device, saved_a
 def overhead(built: Built, device: torch.device) -> float:
     """What one more micro-batch costs, in tokens: launching each block against the arithmetic of one token."""
     weights = max(1, built.parameters - built.base.config.get_text_config().vocab_size * built.base.width)
-    return built.base.depth * (8e9 if device.type == "cuda" else 2e7) / weights
+    launch = 8e9 if device.type == "cuda" else 2e7
+    return float(built.base.depth * launch / weights)
 
 
 def _first_proofs(job: Job, built: Built, view: View, teach: Any, schema: Schema) -> None:

@@ -49,7 +49,8 @@ def structure(model: nn.Module) -> Structure:
         raise ValueError(f"{type(model).__name__} has no list of blocks, as transformers have.")
     depth = min(name.count(".") for name, _ in lists)
     name, blocks = max((item for item in lists if item[0].count(".") == depth), key=lambda item: len(item[1]))
-    before, after = [], []
+    before: list[str] = []
+    after: list[str] = []
     for path, module in _siblings(model, name):
         if not any(True for _ in module.parameters()):
             continue

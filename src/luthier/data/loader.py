@@ -62,7 +62,9 @@ class Loader:
         plan: see Plan.
     """
 
-    def __init__(self, lengths: np.ndarray | None, rows: int, collate: Callable[[np.ndarray], Batch], plan: Plan) -> None:
+    def __init__(
+        self, lengths: np.ndarray | None, rows: int, collate: Callable[[np.ndarray], Batch], plan: Plan
+    ) -> None:
         self.lengths, self.rows, self.collate, self.plan = lengths, rows, collate, plan
         self.per_epoch = -(-rows // plan.batch_size)
 

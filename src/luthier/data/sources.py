@@ -93,7 +93,9 @@ def read_json(path: Path) -> Lines:
         lists = [value for value in tree.values() if isinstance(value, list)]
         tree = lists[0] if len(lists) == 1 else None
     if not isinstance(tree, list):
-        raise UserError("A JSON list of objects was expected.", where=str(path), hint="JSONL is read too: name it .jsonl.")
+        raise UserError(
+            "A JSON list of objects was expected.", where=str(path), hint="JSONL is read too: name it .jsonl."
+        )
     for number, row in enumerate(tree, 1):
         yield number, row if isinstance(row, dict) else {"__broken__": "a JSON object was expected"}
 
@@ -135,7 +137,8 @@ def read_folder(path: Path) -> Lines:
     loaded = datasets.load_from_disk(str(path))
     if isinstance(loaded, datasets.DatasetDict):
         raise UserError(
-            f"{path} holds several splits: {', '.join(loaded)}.", hint=f"Name one folder, such as {path / next(iter(loaded))}."
+            f"{path} holds several splits: {', '.join(loaded)}.",
+            hint=f"Name one folder, such as {path / next(iter(loaded))}.",
         )
     yield from _named_classes(loaded)
 
@@ -184,18 +187,31 @@ def open_source(name: str) -> tuple[Lines, Callable[[], str]]:
     if path.is_dir():
         files = sorted(path.glob("*.arrow"))
         if not files:
-            raise UserError(f"The folder {name!r} holds no .arrow file.", hint="A folder written by save_to_disk is read.")
+            raise UserError(
+                f"The folder {name!r} holds no .arrow file.", hint="A folder written by save_to_disk is read."
+            )
         return read_folder(path), lambda: _hash_files(files)
     if path.is_file():
         reader = SOURCES.get(path.suffix.lower())
         if reader is None:
-            raise UserError(f"The ending {path.suffix!r} is not known.", where=name, hint=f"Read are: {', '.join(SOURCES)}.")
+            raise UserError(
+                f"The ending {path.suffix!r} is not known.",
+                where=name,
+                hint=f"Read are: {', '.join(SOURCES)}.",
+            )
         if path.stat().st_size == 0:
             raise UserError("The file is empty.", where=name)
         return _readable(reader(path), name), lambda: _hash_files([path])
-    if path.suffix.lower() in SOURCES or name.startswith((".", "/", "~")) or not re.match(r"^[\w.-]+(/[\w.-]+)?[:#\w.-]*$", name):
+    if (
+        path.suffix.lower() in SOURCES
+        or name.startswith((".", "/", "~"))
+        or not re.match(r"^[\w.-]+(/[\w.-]+)?[:#\w.-]*$", name)
+    ):
         near = difflib.get_close_matches(path.name, os.listdir(path.parent) if path.parent.is_dir() else [], n=1)
-        raise UserError(f"There is no file {name!r}.", hint=f"Did you mean {str(path.parent / near[0])!r}?" if near else None)
+        raise UserError(
+            f"There is no file {name!r}.",
+            hint=f"Did you mean {str(path.parent / near[0])!r}?" if near else None,
+        )
     return read_hub(name), lambda: name
 
 
@@ -203,7 +219,9 @@ def _readable(lines: Lines, name: str) -> Lines:
     try:
         yield from lines
     except UnicodeDecodeError as error:
-        raise UserError(f"Not UTF-8: {error.reason} at byte {error.start}.", where=name, hint="Save it as UTF-8.") from None
+        raise UserError(
+            f"Not UTF-8: {error.reason} at byte {error.start}.", where=name, hint="Save it as UTF-8."
+        ) from None
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"Can't be read: {error}.", where=name) from None
 
@@ -259,10 +277,68 @@ def load(name: str, data: Data, store: Path, *, expect: str | None = None) -> Ro
     return _map(target, name)
 
 
+def stand_in(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A row to predict for: its target, which nothing reads, is filled in so that the parser takes it."""
+    told = dict(row)
+    if kind == "tokens,tags":
+        tokens = told.get("tokens")
+        count = len(tokens.split()) if isinstance(tokens, str) and not tokens.lstrip().startswith("[") else 0
+        return told | {"tags": ["O"] * (count or len(json.loads(tokens) if isinstance(tokens, str) else tokens or []))}
+    return told | ({"score": 0.0} if kind == "text,score" else {"label": "-"})
+
+
+def load_unlabelled(name: str, data: Data, store: Path, kind: str) -> Rows:
+    """Rows of a file to predict for; only the text columns need be there."""
+    lines, _ = open_source(name)
+    texts = [column for column in ("text", "text_pair", "tokens") if column in data.columns]
+    rename = {data.columns[column]: column for column in texts}
+    record, rows = RECORDS[kind], []
+    needs = record.needs[0]
+    for line, raw in lines:
+        row = {rename.get(key, key): value for key, value in raw.items()}
+        if "__broken__" not in raw and needs not in row:
+            raise UserError(
+                f"There is no column {data.columns.get(needs, needs)!r}. The columns are: {', '.join(raw)}.", where=name
+            )
+        try:
+            if "__broken__" in raw:
+                raise BadRow(str(raw["__broken__"]))
+            rows.append({**record.parse(stand_in(row, kind), None), "line": line})
+        except BadRow as error:
+            raise UserError(f"{error}.", where=f"{name}:{line}") from None
+    if not rows:
+        raise UserError("No rows were found.", where=name)
+    return _in_memory(rows, record, kind, name)
+
+
+def from_memory(rows: list[dict[str, Any]], record: Record, kind: str, data: Data) -> Rows:
+    """Rows that are Python values already.
+
+    Raises:
+        UserError: for a row that is no example, by its number.
+    """
+    parsed = []
+    for number, row in enumerate(rows, 1):
+        try:
+            parsed.append({**record.parse(row, data.label_separator), "line": number})
+        except BadRow as error:
+            raise UserError(f"{error}.", where=f"row {number}") from None
+    if not parsed:
+        raise UserError("No rows were given.")
+    return _in_memory(parsed, record, kind, "memory")
+
+
+def _in_memory(rows: list[dict[str, Any]], record: Record, kind: str, source: str) -> Rows:
+    schema = record.schema.append(pa.field("line", pa.int64()))
+    digest = hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+    return Rows(kind, pa.Table.from_pylist(rows, schema=schema), source, digest)
+
+
 def _write(lines: Lines, name: str, data: Data, expect: str | None, path: Path) -> dict[str, Any]:
     rename = {theirs: ours for ours, theirs in data.columns.items()}
     record: Record | None = None
-    kind, writer, chunk = "", None, []
+    kind, chunk = "", []
+    writer: Any = None
     digest, skipped, count = hashlib.sha256(), [], 0
     schema: Any = None
     for line, raw in lines:
@@ -282,7 +358,9 @@ def _write(lines: Lines, name: str, data: Data, expect: str | None, path: Path) 
         except BadRow as error:
             if data.on_bad_row == "error":
                 raise UserError(
-                    f"{error}.", where=f"{name}:{line}", hint="Mend the row, or write  data: {on_bad_row: skip}  to leave such rows out."
+                    f"{error}.",
+                    where=f"{name}:{line}",
+                    hint="Mend the row, or write  data: {on_bad_row: skip}  to leave such rows out.",
                 ) from None
             skipped.append((line, str(error)))
             continue
@@ -293,7 +371,11 @@ def _write(lines: Lines, name: str, data: Data, expect: str | None, path: Path) 
             writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
             chunk = []
     if writer is None or count == 0:
-        reason = f" ({len(skipped)} broken rows were skipped, the first: line {skipped[0][0]}, {skipped[0][1]})" if skipped else ""
+        reason = (
+            f" ({len(skipped)} broken rows were skipped, the first: line {skipped[0][0]}, {skipped[0][1]})"
+            if skipped
+            else ""
+        )
         raise UserError(f"No rows were found{reason}.", where=name)
     if chunk:
         writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))

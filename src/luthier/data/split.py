@@ -13,7 +13,10 @@ from luthier.data.examples import Rows, shown
 def key_of(text: str | list[str]) -> int:
     """64 bits of the hash of a text; case and outer white space do not make another text."""
     joined = text if isinstance(text, str) else "\0".join(text)
-    return int.from_bytes(hashlib.blake2b(joined.strip().lower().encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(joined.strip().lower().encode("utf-8", "surrogatepass"), digest_size=8).digest(),
+        "big",
+    )
 
 
 def hash_split(rows: Rows, shares: dict[str, float], seed: int) -> dict[str, np.ndarray]:

@@ -103,7 +103,9 @@ def unwritable(folder: Path, error: BaseException) -> Exception:
             hint="What was saved before is whole. Make room, then run the same command with --resume.",
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in text:
-        return UserError(f"No permission to write below {str(folder)!r}.", hint="Choose another place with --runs FOLDER.")
+        return UserError(
+            f"No permission to write below {str(folder)!r}.", hint="Choose another place with --runs FOLDER."
+        )
     return error if isinstance(error, Exception) else RuntimeError(text)
 
 
@@ -137,7 +139,7 @@ def steps(folder: Path) -> list[Path]:
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and a sentence for each damaged one that was passed over."""
-    said = []
+    said: list[str] = []
     for path in steps(folder):
         try:
             return load(path), said

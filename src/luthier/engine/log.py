@@ -17,7 +17,7 @@ from luthier.errors import UserError
 class Bar(Protocol):
     """Progress of one piece of long work."""
 
-    def update(self, done: float, **shown: str) -> None:
+    def update(self, done: int, **shown: str) -> None:
         """How far it is, in the units of its total, and what to show beside it."""
 
 
@@ -33,7 +33,7 @@ class Console:
             print(text, file=sys.stderr, flush=True)
 
     @contextmanager
-    def bar(self, what: str, total: float, start: float = 0) -> Iterator[Bar]:
+    def bar(self, what: str, total: int, start: int = 0) -> Iterator[Bar]:
         """A progress bar for `total` units."""
         if self.quiet:
             yield _Silent()
@@ -45,18 +45,18 @@ class Console:
 
 
 class _Silent:
-    def update(self, done: float, **shown: str) -> None:
+    def update(self, done: int, **shown: str) -> None:
         pass
 
 
 class _Lines:
     """A line every fifteen seconds, for logs."""
 
-    def __init__(self, what: str, total: float, start: float) -> None:
+    def __init__(self, what: str, total: int, start: int) -> None:
         self.what, self.total, self.start = what, total, start
         self.began = self.last = time.monotonic()
 
-    def update(self, done: float, **shown: str) -> None:
+    def update(self, done: int, **shown: str) -> None:
         now = time.monotonic()
         if now - self.last < 15 and not (done >= self.total and now - self.began > 15):
             return
@@ -64,11 +64,15 @@ class _Lines:
         rate = (done - self.start) / max(now - self.began, 1e-9)
         left = clock((self.total - done) / rate) if rate > 0 else "?"
         beside = "  ".join(f"{key} {value}" for key, value in shown.items())
-        print(f"{self.what}  {100 * done / max(self.total, 1e-9):.0f} %  {beside}  {left} left", file=sys.stderr, flush=True)
+        print(
+            f"{self.what}  {100 * done / max(self.total, 1e-9):.0f} %  {beside}  {left} left",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextmanager
-def _live(what: str, total: float, start: float) -> Iterator[Bar]:
+def _live(what: str, total: int, start: int) -> Iterator[Bar]:
     from rich.console import Console as Rich
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -80,7 +84,7 @@ def _live(what: str, total: float, start: float) -> Iterator[Bar]:
         task = progress.add_task(what, total=total, completed=start, beside="")
 
         class Live:
-            def update(self, done: float, **shown: str) -> None:
+            def update(self, done: int, **shown: str) -> None:
                 progress.update(task, completed=done, beside="  ".join(f"{k} {v}" for k, v in shown.items()))
 
         yield Live()

@@ -178,7 +178,7 @@ class Loop:
             batch = {key: value.to(self.device, non_blocking=True) for key, value in micro.items()}
             with autocast(self.device, settings.precision):
                 part = combine(self.learner.loss(self.model, batch), totals)
-            part.backward()
+            part.backward()  # type: ignore[no-untyped-call]
             whole += part.detach()
         loss = whole.item()
         if not math.isfinite(loss):
@@ -222,7 +222,12 @@ class Loop:
         if self._better(value, values.get("loss", math.inf)):
             self.progress.best, self.progress.best_loss = value, values.get("loss", math.inf)
             self.progress.best_step, self.progress.waited = self.progress.step, 0
-            checkpoint.save(self.folder, "best", {"model": learned(self.model)}, {"step": self.progress.step, "value": value})
+            checkpoint.save(
+                self.folder,
+                "best",
+                {"model": learned(self.model)},
+                {"step": self.progress.step, "value": value},
+            )
         else:
             self.progress.waited += 1
             if self.settings.patience is not None and self.progress.waited >= self.settings.patience:
@@ -239,7 +244,9 @@ class Loop:
     def _interrupted(self) -> None:
         self.save()
         self.log.flush()
-        raise Interrupted(f"Stopped by {self.stop.reason or 'request'} after step {self.progress.step}; all of it is saved.")
+        raise Interrupted(
+            f"Stopped by {self.stop.reason or 'request'} after step {self.progress.step}; all of it is saved."
+        )
 
     def save(self) -> None:
         """Write a checkpoint of this moment and drop the oldest."""

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-
 NARROW = 256  # below this width casting costs more than bf16 products save on a CPU
 
 
@@ -65,7 +64,9 @@ def _bf16_gain(width: int) -> float:
     """Time of a two-layer MLP step, fp32 over bf16 autocast; the least of five each."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layers = torch.nn.Sequential(torch.nn.Linear(width, 4 * width), torch.nn.GELU(), torch.nn.Linear(4 * width, width))
+        layers = torch.nn.Sequential(
+            torch.nn.Linear(width, 4 * width), torch.nn.GELU(), torch.nn.Linear(4 * width, width)
+        )
         rows = torch.randn(256, width)
     times: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(6):
@@ -130,7 +131,16 @@ def _status(field: str) -> int:
 
 def environment(device: torch.device, precision: str) -> dict[str, Any]:
     """Versions and machine, for the record; nothing of the user's environment variables."""
-    packages = ("luthier", "torch", "transformers", "peft", "datasets", "safetensors", "scikit-learn", "numpy")
+    packages = (
+        "luthier",
+        "torch",
+        "transformers",
+        "peft",
+        "datasets",
+        "safetensors",
+        "scikit-learn",
+        "numpy",
+    )
     versions = {}
     for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -59,7 +59,13 @@ def groups(model: nn.Module, lr: float, weight_decay: float, special: Mapping[st
     if not buckets:
         raise ValueError("no parameter learns")
     return [
-        {"params": [p for _, p in members], "names": [n for n, _ in members], "peak": rate, "lr": rate, "weight_decay": decay}
+        {
+            "params": [p for _, p in members],
+            "names": [n for n, _ in members],
+            "peak": rate,
+            "lr": rate,
+            "weight_decay": decay,
+        }
         for (rate, decay), members in buckets.items()
     ]
 

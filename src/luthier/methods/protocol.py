@@ -1,9 +1,9 @@
 """What a method is: a frozen model of hyperparameters (the recipe itself) with four abilities.
 
-    learn(rows) -> schema                   what the training rows say (label names, scales)
-    targets(rows, schema, ...) -> numbers   what the loss compares with
-    collate(view, ids, schema) -> Batch     splits along its first dimension
-    objective: counts(batch), loss(model, batch) -> {name: Term}    evaluation is loss without backward
+learn(rows) -> schema                   what the training rows say (label names, scales)
+targets(rows, schema, ...) -> numbers   what the loss compares with
+collate(view, ids, schema) -> Batch     splits along its first dimension
+objective: counts(batch), loss(model, batch) -> {name: Term}    evaluation is loss without backward
 """
 
 from __future__ import annotations

@@ -35,7 +35,11 @@ IGNORED = -100
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """Weighted sum of -log softmax(z)[y] over targets that are not IGNORED. logits (..., C), targets (...)."""
     return F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1), weight=weights, ignore_index=IGNORED, reduction="sum"
+        logits.reshape(-1, logits.shape[-1]).float(),
+        targets.reshape(-1),
+        weight=weights,
+        ignore_index=IGNORED,
+        reduction="sum",
     )
 
 
@@ -107,7 +111,11 @@ class Supervised(SupervisedSettings):
         return Schema(task, labels, self._weights(counts, labels, len(rows), task))
 
     def _task(self, rows: Rows, where: str | None) -> str:
-        serves = {"text,score": ("regress",), "tokens,tags": ("tag",), "text,label": ("classify", "multilabel")}[rows.kind]
+        serves = {
+            "text,score": ("regress",),
+            "tokens,tags": ("tag",),
+            "text,label": ("classify", "multilabel"),
+        }[rows.kind]
         if rows.kind == "text,label" and self.task is None:
             return "multilabel" if any(rows.column("several")) else "classify"
         task = self.task or serves[0]
@@ -115,9 +123,15 @@ class Supervised(SupervisedSettings):
             hint = f"These columns serve: {', '.join(serves)}."
             if task == "regress":
                 hint += " For numbers rename the column:  data: {columns: {score: label}}"
-            raise UserError(f"task {task!r} does not fit the columns {rows.kind}.", where=where or rows.source, hint=hint)
+            raise UserError(
+                f"task {task!r} does not fit the columns {rows.kind}.", where=where or rows.source, hint=hint
+            )
         if task == "classify" and any(len(names) != 1 for names in rows.column("label")):
-            raise UserError("Some rows have several labels.", where=rows.source, hint="Use  method: {kind: supervised, task: multilabel}")
+            raise UserError(
+                "Some rows have several labels.",
+                where=rows.source,
+                hint="Use  method: {kind: supervised, task: multilabel}",
+            )
         return task
 
     def _weights(self, counts: Counter[str], labels: tuple[str, ...], rows: int, task: str) -> tuple[float, ...] | None:
@@ -244,4 +258,9 @@ def decide(schema: Schema, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray |
 
 def describe(schema: Schema) -> dict[str, Any]:
     """The schema as plain values, for the run's record."""
-    return {"task": schema.task, "labels": list(schema.labels), "mean": schema.mean, "deviation": schema.deviation}
+    return {
+        "task": schema.task,
+        "labels": list(schema.labels),
+        "mean": schema.mean,
+        "deviation": schema.deviation,
+    }

@@ -45,6 +45,9 @@ POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+
+
 class Head(nn.Module):
     """The new last layer: optionally one hidden layer as the architecture's own class has it, then a linear map.
 
@@ -61,10 +64,12 @@ class Head(nn.Module):
     shift: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, width: int, outputs: int, *, bias: bool = True, hidden: str | None = None, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, outputs: int, *, bias: bool = True, hidden: str | None = None, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.hidden = nn.Linear(width, width) if hidden else None
-        self.activation = {"tanh": torch.tanh, "relu": torch.relu, None: None}[hidden]
+        self.activation = ACTIVATIONS[hidden] if hidden else None
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(width, outputs, bias=bias)
         nn.init.normal_(self.output.weight, std=0.02)
@@ -72,11 +77,11 @@ class Head(nn.Module):
             nn.init.zeros_(self.output.bias)
         self.register_buffer("shift", torch.zeros(width), persistent=True)
         self.register_buffer("scale", torch.ones(width), persistent=True)
-        self.standardized = False
+        self.standardized, self.biased = False, bias
 
     def standardize(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
         """Scale features to mean 0 (where there is a bias to fold it into) and deviation 1; starts from zero weights."""
-        if self.output.bias is None:
+        if not self.biased:
             deviation, mean = (deviation**2 + mean**2).sqrt(), torch.zeros_like(mean)
         with torch.no_grad():
             self.shift.copy_(mean)
@@ -92,10 +97,10 @@ class Head(nn.Module):
         with torch.no_grad():
             if self.standardized:
                 self.output.weight.mul_(self.scale)
-                if self.output.bias is not None:
+                if self.biased:
                     self.output.bias.sub_(self.output.weight @ self.shift)
             self.output.weight.mul_(deviation)
-            if self.output.bias is not None:
+            if self.biased:
                 self.output.bias.mul_(deviation).add_(mean)
             self.shift.zero_()
             self.scale.fill_(1.0)

@@ -104,7 +104,7 @@ def _check_folder(path: str, where: str | None) -> None:
             f"The folder {path!r} is no model: it has no config.json.", where=where,
             hint="Expected config.json, model.safetensors and tokenizer.json, as save_pretrained writes them.",
         )  # fmt: skip
-    if folder.is_dir() or (folder.parent == Path("."))or path.count("/") == 1 and not path.startswith((".", "~")):
+    if folder.is_dir() or (folder.parent == Path(".")) or (path.count("/") == 1 and not path.startswith((".", "~"))):
         return
     siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
     near = difflib.get_close_matches(folder.name, siblings, n=1)
@@ -126,13 +126,19 @@ def _unloadable(path: str, error: Exception, where: str | None) -> UserError:
     if Path(path).is_dir():
         return UserError(f"The model in {path!r} can't be loaded: {reason}", where=where)
     hint = 'A hub id needs the network (or HF_HOME with a copy); "pocket" and folders do not.'
-    return UserError(f"The model {path!r} is no folder here and can't be had from the hub: {reason}", where=where, hint=hint)
+    return UserError(
+        f"The model {path!r} is no folder here and can't be had from the hub: {reason}",
+        where=where,
+        hint=hint,
+    )
 
 
 def _tokenizer(path: str, revision: str | None, where: str | None) -> Any:
     from transformers import AutoTokenizer
 
-    if Path(path).is_dir() and not any((Path(path) / f).exists() for f in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")):
+    if Path(path).is_dir() and not any(
+        (Path(path) / f).exists() for f in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "tokenizer.model")
+    ):
         raise UserError(f"The model folder {path!r} has no tokenizer (tokenizer.json).", where=where)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
@@ -146,7 +152,10 @@ def _tokenizer(path: str, revision: str | None, where: str | None) -> Any:
 
 
 def _is_decoder(text: Any) -> bool:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     if text.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text, "is_decoder", False):
         return False
@@ -183,7 +192,12 @@ def _check_tokenizer(tokenizer: Any, text: Any, path: str, where: str | None) ->
         )  # fmt: skip
     for role in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         ours, theirs = getattr(text, role, None), getattr(tokenizer, role, None)
-        if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs and ours not in tokenizer.all_special_ids:
+        if (
+            isinstance(ours, int)
+            and isinstance(theirs, int)
+            and ours != theirs
+            and ours not in tokenizer.all_special_ids
+        ):
             raise UserError(
                 f"The tokenizer in {path!r} does not belong to the model: the model's {role} is {ours}, "
                 f"which is {tokenizer.convert_ids_to_tokens(ours)!r} in this tokenizer; its own is {theirs}.",

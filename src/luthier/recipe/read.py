@@ -55,7 +55,7 @@ def read(source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str] = 
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise _explain(error, raw, places, source) from None
-    recipe._places = {key: place for key, place in places.items()}
+    recipe._places = dict(places)
     return recipe
 
 
@@ -146,9 +146,7 @@ def _set(raw: Any, change: str, places: dict[Keys, str]) -> None:
 
     path, equals, text = change.partition("=")
     if not equals or not path:
-        raise RecipeError(
-            f"--set {change!r} is not of the form key=value.", hint="For example --set train.lr=1e-4."
-        )
+        raise RecipeError(f"--set {change!r} is not of the form key=value.", hint="For example --set train.lr=1e-4.")
     node, keys = raw, path.split(".")
     for depth, key in enumerate(keys[:-1]):
         inner = node.get(key)
@@ -188,11 +186,11 @@ def _explain(error: ValidationError, raw: Any, places: Mapping[Keys, str], sourc
 def _written(loc: Keys, raw: Any) -> Keys:
     """The location as the user wrote it: pydantic adds the tag of a union and the type of an alternative."""
     keys: list[str | int] = []
-    node = raw
+    node: Any = raw
     for position, key in enumerate(loc):
-        if isinstance(node, dict) and key in node:
-            node = node[key]
-        elif isinstance(node, list) and isinstance(key, int) and key < len(node):
+        if (isinstance(node, dict) and key in node) or (
+            isinstance(node, list) and isinstance(key, int) and key < len(node)
+        ):
             node = node[key]
         elif not (isinstance(node, dict) and position == len(loc) - 1):
             continue
@@ -230,7 +228,10 @@ def _unknown_key(keys: Keys, value: Any) -> str:
 
 def _unknown_value(item: Any, keys: Keys, given: str) -> str:
     context = item.get("ctx", {})
-    options = [name.strip().strip("'") for name in str(context.get("expected_tags", context.get("expected", ""))).replace(" or ", ", ").split(",")]
+    options = [
+        name.strip().strip("'")
+        for name in str(context.get("expected_tags", context.get("expected", ""))).replace(" or ", ", ").split(",")
+    ]
     value = context.get("tag", item.get("input"))
     dotted = ".".join(map(str, keys))
     said = f"{dotted}: {_shown(value)} is not known."
@@ -242,7 +243,11 @@ def _unknown_value(item: Any, keys: Keys, given: str) -> str:
         near = difflib.get_close_matches(value, options, n=1, cutoff=0.6)
         if near:
             return f"{said} Did you mean {near[0]!r}?"
-    return f"{said} Expected one of: {', '.join(options)}." if options != [""] else f"{dotted}: {given} was given, with no kind."
+    return (
+        f"{said} Expected one of: {', '.join(options)}."
+        if options != [""]
+        else f"{dotted}: {given} was given, with no kind."
+    )
 
 
 def _fields(keys: Keys) -> dict[str, Any]:
@@ -253,7 +258,7 @@ def _fields(keys: Keys) -> dict[str, Any]:
         for model in models:
             field = model.model_fields.get(str(key))
             if field is not None:
-                inner += [cls for cls in _classes(field.annotation)]
+                inner += _classes(field.annotation)
         models = inner
     return {name: field for model in models for name, field in model.model_fields.items()}
 

@@ -79,13 +79,15 @@ class SupervisedSettings(Settings):
         None, description="what is predicted; inferred from the columns when left out"
     )
     pooling: Literal["mean", "cls", "last"] | None = Field(
-        None, description="how token states become one vector: their mean, the first token's, the last token's"
+        None,
+        description="how token states become one vector: their mean, the first token's, the last token's",
     )
     layer: int = Field(
         -1, description="which block's output is read: -1 the last, 4 the fourth; blocks above it are dropped"
     )
     class_weights: Literal["none", "balanced"] | dict[str, Rate] = Field(
-        "none", description="weight of each class in the loss: none, balanced (inverse frequency), or a mapping"
+        "none",
+        description="weight of each class in the loss: none, balanced (inverse frequency), or a mapping",
     )
     features: Literal["standardized", "raw"] = Field(
         "standardized",
@@ -130,7 +132,9 @@ class Train(Settings):
     clip: Rate | None = Field(1.0, description="largest norm of the gradient; null switches clipping off")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="decoupled decay, on matrices only")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto asks the machine")
-    max_length: Annotated[int, Field(ge=4)] | None = Field(None, description="longest row in tokens; truncation is counted")
+    max_length: Annotated[int, Field(ge=4)] | None = Field(
+        None, description="longest row in tokens; truncation is counted"
+    )
     micro_tokens: Annotated[int, Field(ge=16)] | None = Field(
         None, description="largest number of tokens (padding included) in one forward pass"
     )
@@ -148,7 +152,9 @@ class Train(Settings):
 class Recipe(Settings):
     """One fine-tuning run: which parameters move, what teaches, and where the examples come from."""
 
-    name: str | None = Field(None, pattern=r"^[\w][\w.@+=-]*$", description="folder below runs/; made from what differs")
+    name: str | None = Field(
+        None, pattern=r"^[\w][\w.@+=-]*$", description="folder below runs/; made from what differs"
+    )
     seed: int = Field(0, description="of initialisation, order, dropout and splits")
     model: Annotated[Model, BeforeValidator(lambda value: _named(value, "name"))] = Field(
         description="the pretrained model"
