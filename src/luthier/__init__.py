@@ -11,9 +11,18 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Recipe": "luthier.recipe",
     "RecipeError": "luthier.errors",
+    "Result": "luthier.run",
     "UserError": "luthier.errors",
+    "evaluate": "luthier.api",
+    "export": "luthier.api",
+    "look": "luthier.api",
+    "new": "luthier.api",
+    "predict": "luthier.api",
+    "tune": "luthier.api",
 }
-__all__ = ["Recipe", "RecipeError", "UserError", "__version__"]
+__all__ = [
+    "Recipe", "RecipeError", "Result", "UserError", "__version__", "evaluate", "export", "look", "new", "predict", "tune",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

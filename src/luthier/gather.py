@@ -15,7 +15,7 @@ from luthier.data.split import hash_split, key_of
 from luthier.errors import UserError
 from luthier.recipe import Recipe
 
-BY_HASH = "by hash of the text, stratified by label"
+BY_HASH = "by hash of the text, stratified by label where there are labels"
 
 
 @dataclass(frozen=True)

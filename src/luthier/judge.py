@@ -125,6 +125,7 @@ def _without_tuning(tuned: Tuned, view: View, cache: Cache, quiet: bool) -> dict
 
     train = gather(tuned.recipe, cache.rows).splits["train"]
     goals: Any
+    targets: Any
     if tuned.schema.task == "regress":
         goals, targets = np.array(train.column("score")), np.array(view.rows.column("score"))
     elif tuned.schema.task == "tag":

@@ -6,6 +6,7 @@ number compared.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def accumulated(
 
     cuts = [0, rows // 3, rows] if rows > 2 else [0, 1, rows]
     pieces = [
-        {name: value[a:b] for name, value in batch.items()} for a, b in zip(cuts, cuts[1:], strict=False) if b > a
+        {name: value[a:b] for name, value in batch.items()} for a, b in itertools.pairwise(cuts) if b > a
     ]
     value = relative(gradient([batch]), gradient(pieces))
     return proof("accumulated = big batch", says, value, 10 * BOUND, value <= 10 * BOUND)
@@ -129,7 +130,8 @@ class Moved:
         still = sorted(name for name in learns if after[name] == self.before[name])
         moved = sorted(name for name in after if name not in learns and after[name] != self.before[name])
         wrong = still + moved
-        says = f"after step {self.steps} each of {len(learns)} trainable tensors moved and none of {len(after) - len(learns)} frozen ones did"
+        frozen = len(after) - len(learns)
+        says = f"after step {self.steps} each of {len(learns)} trainable tensors moved and none of {frozen} frozen ones did"
         if wrong:
             says += f" (first: {wrong[0]})"
         self.result = proof("moved", says, float(len(wrong)), 0.0, not wrong)

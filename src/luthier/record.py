@@ -17,7 +17,7 @@ from luthier.data.view import View
 from luthier.engine.log import clock
 from luthier.engine.machine import environment
 from luthier.errors import Interrupted, UserError
-from luthier.evaluate import baselines, metrics
+from luthier.evaluate import baselines, metrics, report
 from luthier.evaluate.outputs import Outputs
 from luthier.folder import Folder, now, replace_text
 from luthier.gather import Gathered, texts_for_baselines
@@ -46,6 +46,7 @@ def failed(folder: Folder, error: BaseException) -> None:
     record["finished"] = now()
     try:
         folder.keep(record)
+        report.write(folder.path)
     except (OSError, UserError):  # the disk is full: the error itself is what the user must see
         return
 
@@ -182,8 +183,6 @@ def finish(record: dict[str, Any], folder: Folder, built: Built, device: torch.d
     if failing:
         record["warnings"].append(f"These proofs did not hold: {', '.join(failing)}.")
     folder.keep(record)
-    from luthier.evaluate import report  # brings matplotlib
-
     report.write(folder.path)
 
 

@@ -139,12 +139,12 @@ def _run(job: Job, name: str, again: bool) -> Result:
     job.memory.start()
     base = base_of(recipe)
     precision = _precision(job, base, saved_at)
-    built = build(recipe, base, schema.task, schema.labels, _max_length(recipe, base), precision)
+    built = build(recipe, base, schema.task, schema.labels, max_length(recipe, base), precision)
     views = _views(job, gathered, built, teach, schema)
     built.model.to(job.device)
     job.console.say(record.sentence(built, schema, gathered, precision, job.device))
     _first_proofs(job, built, views["train"], teach, schema)
-    plan = _plan(recipe, built, len(views["train"]), job.device, saved_at)
+    plan = plan_of(recipe, built.parameters, base, len(views["train"]), job.device, saved_at)
     work = frozen.Work(job.cache, job.console, job.stop, job.device, precision, plan.micro_tokens)
     job.record["frozen"] = frozen.attach(built.model, views, work, plan.epochs, recipe.model.attention)
     _standardize(recipe, built, views["train"])
@@ -202,7 +202,8 @@ def _precision(job: Job, base: Base, saved_at: checkpoint.Checkpoint | None) -> 
     return machine.pick_precision(job.recipe.train.precision, job.device, base.width, job.cache.root)
 
 
-def _max_length(recipe: Recipe, base: Base) -> int:
+def max_length(recipe: Recipe, base: Base) -> int:
+    """The longest row in tokens: the recipe's, or 512, or what the model's positions allow."""
     wanted = recipe.train.max_length
     if wanted is not None and wanted > base.context:
         raise UserError(
@@ -221,9 +222,10 @@ def _views(job: Job, gathered: Gathered, built: Built, teach: Any, schema: Schem
     return views
 
 
-def _plan(
-    recipe: Recipe, built: Built, rows: int, device: torch.device, saved_at: checkpoint.Checkpoint | None
+def plan_of(
+    recipe: Recipe, parameters: int, base: Base, rows: int, device: torch.device, saved_at: checkpoint.Checkpoint | None
 ) -> Plan:
+    """How the rows become steps, from the recipe and the size of the backbone; a checkpoint's own plan goes before."""
     if saved_at is not None:
         return Plan(**saved_at.state["identity"]["plan"])
     train = recipe.train
@@ -231,14 +233,14 @@ def _plan(
     epochs = train.epochs or ADAPTERS[recipe.adapt.kind].epochs
     steps = train.steps or max(1, round(epochs * per_epoch))
     micro = train.micro_tokens or (16384 if device.type == "cuda" else 8192)
-    return Plan(train.batch_size, micro, overhead(built, device), recipe.seed, steps / per_epoch, steps)
+    return Plan(train.batch_size, micro, overhead(parameters, base, device), recipe.seed, steps / per_epoch, steps)
 
 
-def overhead(built: Built, device: torch.device) -> float:
+def overhead(parameters: int, base: Base, device: torch.device) -> float:
     """What one more micro-batch costs, in tokens: launching each block against the arithmetic of one token."""
-    weights = max(1, built.parameters - built.base.config.get_text_config().vocab_size * built.base.width)
+    weights = max(1, parameters - base.config.get_text_config().vocab_size * base.width)
     launch = 8e9 if device.type == "cuda" else 2e7
-    return float(built.base.depth * launch / weights)
+    return float(base.depth * launch / weights)
 
 
 def _first_proofs(job: Job, built: Built, view: View, teach: Any, schema: Schema) -> None:

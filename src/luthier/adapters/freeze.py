@@ -48,14 +48,15 @@ def is_frozen(model: nn.Module) -> bool:
 
 
 def train_mode(model: nn.Module) -> None:
-    """Training mode where something learns; evaluation mode (no dropout) in everything below it that is frozen."""
-    model.train()
-    if is_frozen(model):
-        model.eval()
+    """Training mode where something learns; evaluation mode (no dropout) in everything below it that is frozen.
+
+    What is frozen is switched off as a whole, not module by module: GPT-2's embedding dropout has no parameters and
+    stands beside the blocks.
+    """
+    below = frozen_blocks(model)
+    model.train(not below and not is_frozen(model))
+    if not below:
         return
     parts, root = structure(model), plain(model)
-    for block in list(parts.blocks)[: frozen_blocks(model)]:
-        block.eval()
-    if frozen_blocks(model):
-        for path in parts.embeddings:
-            root.get_submodule(path).eval()
+    for module in [*list(parts.blocks)[below:], *(root.get_submodule(path) for path in parts.after)]:
+        module.train(not is_frozen(module))

@@ -187,9 +187,7 @@ def open_source(name: str) -> tuple[Lines, Callable[[], str]]:
     if path.is_dir():
         files = sorted(path.glob("*.arrow"))
         if not files:
-            raise UserError(
-                f"The folder {name!r} holds no .arrow file.", hint="A folder written by save_to_disk is read."
-            )
+            raise UserError(f"The folder {name!r} holds no .arrow file.", hint="A folder written by save_to_disk is read.")
         return read_folder(path), lambda: _hash_files(files)
     if path.is_file():
         reader = SOURCES.get(path.suffix.lower())

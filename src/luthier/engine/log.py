@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -125,7 +126,9 @@ class Log:
                         kept.append(line)
                 except (ValueError, KeyError):
                     break  # a line cut by a kill, and whatever follows it
-        self.file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary = self.file.with_name(f".{self.file.name}")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, self.file)  # a kill in between loses no line
         self._handle = self.file.open("a", encoding="utf-8", buffering=2**16)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

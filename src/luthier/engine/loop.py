@@ -179,7 +179,7 @@ class Loop:
             with autocast(self.device, settings.precision):
                 part = combine(self.learner.loss(self.model, batch), totals)
             part.backward()  # type: ignore[no-untyped-call]
-            whole += part.detach()
+            whole = whole + part.detach()  # not in place: fp64 stays fp64
         loss = whole.item()
         if not math.isfinite(loss):
             raise NotFinite(step.number, step.ids, f"the loss is {loss}")
@@ -255,9 +255,9 @@ class Loop:
             "model": learned(self.model), "optimizer": optimizer.state_tensors(self.optimizer), "random": generators,
         }  # fmt: skip
         state = {"progress": vars(self.progress), "random": rest, "identity": self.identity}
+        self.log.flush()  # first: no line may be lost that lies before a checkpoint
         checkpoint.save(self.folder, f"step-{self.progress.step:08d}", tensors, state)
         checkpoint.prune(self.folder, self.settings.keep)
-        self.log.flush()
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on exactly from a checkpoint."""

@@ -107,7 +107,7 @@ def predictions(
                 heapq.heappop(worst)
         target, said = line.get("target"), line.get("prediction")
         if task == "regress" and is_number(target) and is_number(said) and rows % every == 0:
-            points.append((float(target), float(said)))  # type: ignore[arg-type]
+            points.append((float(target), float(said)))
             if len(points) > POINTS:  # keep every second point, and take half as many from here on
                 points, every = points[::2], every * 2
     return [line for _, _, line in sorted(worst, key=lambda item: item[:2], reverse=True)], points, rows

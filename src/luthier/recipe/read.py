@@ -188,14 +188,18 @@ def _written(loc: Keys, raw: Any) -> Keys:
     keys: list[str | int] = []
     node: Any = raw
     for position, key in enumerate(loc):
-        if (isinstance(node, dict) and key in node) or (
-            isinstance(node, list) and isinstance(key, int) and key < len(node)
-        ):
-            node = node[key]
-        elif not (isinstance(node, dict) and position == len(loc) - 1):
+        inside = _inside(node, key)
+        if inside is None and not (isinstance(node, dict) and position == len(loc) - 1):
             continue
+        node = inside
         keys.append(key)
     return tuple(keys)
+
+
+def _inside(node: Any, key: str | int) -> Any:
+    if isinstance(node, dict):
+        return node.get(key)
+    return node[key] if isinstance(node, list) and isinstance(key, int) and key < len(node) else None
 
 
 def _sentence(item: Any, keys: Keys, raw: Any) -> str:

@@ -104,7 +104,7 @@ def curves(run: Run) -> str:
 
     def series(key: str) -> list[tuple[float, float]]:
         both = ((line.get("step"), line.get(key)) for line in run.steps)
-        return [(float(step), float(y)) for step, y in both if is_number(step) and is_number(y)]  # type: ignore[arg-type]
+        return [(float(step), float(y)) for step, y in both if is_number(step) and is_number(y)]
 
     scored = (key[5:] for line in run.steps for key in line if key.startswith("eval/") and key != "eval/loss")
     metric = headline_metric(run.record) or next(scored, "")

@@ -270,9 +270,9 @@ def examples(run: Run) -> str:
             parts = texts if isinstance(texts, list) else [texts]
             body = "".join(f'<p dir="auto"><bdi>{shown(one, LONG)}</bdi></p>' for one in parts)
             gold, guess = value(line.get("target")), value(line.get("prediction"))
-            words = ("target", "predicted") if run.task in ("regress", "multilabel") else ("", "taken for")
+            words = ("target ", "predicted") if run.task in ("regress", "multilabel") else ("", "taken for")
             body += (
-                f'<p class="said">{words[0]} <span class="target">{gold}</span> {words[1]} '
+                f'<p class="said">{words[0]}<span class="target">{gold}</span> {words[1]} '
                 f'<span class="wrong">{guess}</span></p>'
             )
         meta = " · ".join(filter(None, (f"row {shown(line.get('row', '?'))}", sure, loss)))

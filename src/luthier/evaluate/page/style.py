@@ -95,54 +95,52 @@ svg.curve text.note { font-size: 13.5px; }
 .tiles dt { color: var(--soft); font-size: 13.5px; }
 .tiles dd { margin: 0; font-size: 22px; font-weight: 600; letter-spacing: -.01em; }
 .tiles dd.small { font-size: 13px; font-weight: 400; letter-spacing: 0; min-height: 1.5em; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(290px, 100%), 1fr)); gap: 22px
-  26px; }
+.curves { display: grid; gap: 22px 26px;
+  grid-template-columns: repeat(auto-fit, minmax(min(290px, 100%), 1fr)); }
 .curves figcaption { color: var(--ink); font-weight: 600; }
 .key { font-weight: 400; margin-left: 10px; }
 .key::before { content: ""; display: inline-block; width: 14px; height: 3px; border-radius: 2px;
   background: var(--tone); margin-right: 5px; vertical-align: middle; }
-.halves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 20px
-  36px; }
+.halves { display: grid; gap: 20px 36px;
+  grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); }
 .halves > div { min-width: 0; }
 .wide { overflow-x: auto; margin: 8px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; font-variant-numeric: tabular-nums; }
 th { text-align: right; font-weight: 500; color: var(--soft); font-size: 13px; padding: 4px 10px 4px 0;
   white-space: nowrap; }
-td { text-align: right; padding: 7px 10px 7px 0; border-top: 1px solid var(--line); vertical-align:
-  middle; }
-td { overflow-wrap: normal; }
-.metrics td:first-child { overflow-wrap: normal !important; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+th { overflow-wrap: normal; }
+td { text-align: right; padding: 7px 10px 7px 0; border-top: 1px solid var(--line); overflow-wrap: normal; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: break-word; }
 td:last-child, th:last-child { padding-right: 0; }
 .metrics td:last-child { width: 170px; padding-left: 14px; }
 .metrics td:nth-child(2) { white-space: nowrap; }
-.proofs td:nth-child(2), .proofs th:nth-child(2), .data td:nth-child(2), .data th:nth-child(2), .pairs
-  td:nth-child(2), .pairs th:nth-child(2) { text-align: left; }
+.proofs td:nth-child(2), .proofs th:nth-child(2), .data td:nth-child(2), .data th:nth-child(2),
+.pairs td:nth-child(2), .pairs th:nth-child(2) { text-align: left; }
 .proofs td { vertical-align: top; }
 .proofs td:first-child { white-space: nowrap; width: 5.5em; }
 .data { font-size: 13.5px; }
 .path { overflow-wrap: anywhere; }
 .mark.good { color: var(--good); }
 .mark.bad { color: var(--bad); font-weight: 650; }
-.bar { display: inline-block; width: 96px; padding: 1px 7px; border-radius: 3px; background:
-  linear-gradient(90deg, color-mix(in srgb, var(--rival) 34%, transparent) var(--share), var(--track) 0);
-  }
-.facts { display: grid; grid-template-columns: minmax(7em, max-content) 1fr; gap: 5px 18px; margin: 6px 0
-  14px; }
+.bar { display: inline-block; width: 96px; padding: 1px 7px; border-radius: 3px; background: linear-gradient(
+  90deg, color-mix(in srgb, var(--rival) 34%, transparent) var(--share), var(--track) 0); }
+.facts { display: grid; gap: 5px 18px; margin: 6px 0 14px;
+  grid-template-columns: minmax(7em, max-content) 1fr; }
 .facts dt { color: var(--soft); }
 .facts dd { margin: 0; min-width: 0; }
 .facts.columns { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 14px 18px; }
 .facts.columns dt { font-size: 13.5px; }
 details summary { cursor: pointer; color: var(--soft); font-weight: 500; padding: 2px 0; }
-.code, pre { background: var(--code); border: 1px solid var(--line); border-radius: 8px; padding: 12px
-  14px; margin: 8px 0 0; font: 13px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans
-  Mono", monospace; overflow-x: auto; white-space: pre-wrap; }
+.code, pre { background: var(--code); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px;
+  margin: 8px 0 0; font: 13px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+  overflow-x: auto; white-space: pre-wrap; }
 code { font: 13px ui-monospace, Menlo, Consolas, monospace; }
 .examples { list-style: none; margin: 14px 0 0; padding: 0; display: grid; gap: 12px;
   grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); align-items: start; }
 .examples li { border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; display: flex;
   flex-direction: column; }
-.examples li p { margin: 0 0 6px; white-space: pre-wrap; }
+.examples li p { margin: 0 0 6px; }
+.examples bdi, .code { white-space: pre-wrap; }
 .examples li .small { margin: auto 0 0; }
 .said { font-size: 14.5px; white-space: normal; }
 .target { color: var(--rival); font-weight: 600; }
@@ -163,6 +161,9 @@ footer { color: var(--soft); font-size: 13px; margin-top: 26px; }
   .forest .axis span { display: none; }
   .metrics td:last-child, .metrics th:last-child { display: none; }
   .metrics td:nth-child(2) .small { display: block; }
+  th { white-space: normal; }
+  .bar { width: 60px; }
+  .forest .axis svg { height: 22px; grid-row: 1; }
   .tiles { grid-template-columns: 1fr 1fr; }
   .tiles div { padding: 11px 13px; }
   .tiles dd { font-size: 18px; }

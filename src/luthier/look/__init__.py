@@ -1,0 +1,52 @@
+"""`luthier look`: what the model will really see, before anything is trained.
+
+from luthier.look import inspect, page, text
+found = inspect("recipe.yaml")       # a Look: plain values, and its findings
+print(text(found))                   # as the terminal shows it
+Path("look.html").write_text(page(found), encoding="utf-8")
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from luthier.errors import UserError
+from luthier.look.found import Finding, Look
+from luthier.look.inspection import inspect
+from luthier.look.terminal import show, text
+from luthier.look.web import page
+
+__all__ = ["Finding", "Look", "inspect", "look", "page", "text"]
+
+
+def look(recipe: str, sets: Sequence[str] = (), html: Path | None = None, rows: int = 5) -> None:
+    """Print what was found in a recipe's data, or in a data file; write the page where `html` is given.
+
+    Raises:
+        UserError: for a recipe, a model or a file that can't be read at all; broken rows are findings.
+    """
+    if html is not None and not Path(html).absolute().parent.is_dir():
+        raise UserError(f"There is no folder {str(Path(html).parent)!r} for the page.", hint="Make it first.")
+    found = inspect(recipe, sets, rows=rows)
+    show(found)
+    if html is not None:
+        _keep(page(found), Path(html))
+        print(f"page: {html}")
+
+
+def _keep(content: str, path: Path) -> None:
+    """Write the page whole or not at all."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=".look-", suffix=".html")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+                file.write(content)
+            os.chmod(temporary, 0o644)  # mkstemp gives the owner alone
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"The page {str(path)!r} can't be written: {error}.") from None

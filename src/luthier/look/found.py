@@ -1,0 +1,216 @@
+"""What `look` finds, as plain values: the terminal, the page and a program read the same record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MOST = 20  # places listed under a finding
+
+LEVELS = ("bad", "warn", "note", "good")
+"""bad: a run stops or its figure is wrong; warn: look at it; note: worth knowing; good: checked, nothing found."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        kind: broken, split, task, unknown labels, contradictions, leaks, duplicates, rare labels, missing labels,
+            truncated, empty, silent words, unknown tokens, byte tokens, special tokens, characters, pairs, transitions.
+        level: one of LEVELS.
+        count: how many rows, labels, words or transitions it concerns.
+        says: one sentence.
+        places: (file:line, what stands there) of the first MOST.
+        hint: what to do next, or nothing.
+    """
+
+    kind: str
+    level: str
+    count: int
+    says: str
+    places: tuple[tuple[str, str], ...] = ()
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between ascending edges; the last bin holds everything from its left edge on."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Rows in tokens, special tokens included, before anything is cut.
+
+    Attributes:
+        tokens: sum over the rows, after the cut: what the model reads in a pass.
+        median, p90, p99, longest: percentiles of the rows' lengths.
+        truncated: rows longer than max_length.
+        lost: tokens cut away in all.
+        lost_words: words (of tagging rows) cut away in all.
+    """
+
+    tokens: int
+    median: int
+    p90: int
+    p99: int
+    longest: int
+    truncated: int
+    lost: int
+    lost_words: int
+    histogram: Histogram
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The numbers of a split; `deviation` is that of the population."""
+
+    mean: float
+    deviation: float
+    least: float
+    most: float
+    histogram: Histogram
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split. `targets` counts labels (or tags); `scores` is None without scores."""
+
+    name: str
+    source: str
+    rows: int
+    lengths: Lengths
+    targets: int
+    scores: Scores | None
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How often a label (or tag) occurs in each split, by split name."""
+
+    label: str
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Special tokens over all rows.
+
+    Attributes:
+        begins, ends: (token, share of rows) of the special tokens at either end, the commonest first; "" is none.
+        unknown: tokens that stand for what the vocabulary lacks; None where the tokenizer has no such token.
+        unknown_rows: rows with one.
+        byte_tokens: tokens that are a single byte of a character the vocabulary lacks (byte fallback); None without.
+        total: tokens looked at.
+    """
+
+    begins: tuple[tuple[str, float], ...]
+    ends: tuple[tuple[str, float], ...]
+    unknown: int | None
+    unknown_rows: int
+    byte_tokens: int | None
+    total: int
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What filling rectangles costs in the first pass over train, on a sample of its steps.
+
+    Attributes:
+        batch_size: rows of a step.
+        steps: steps looked at.
+        tokens: real tokens in them.
+        one: places when each step is one rectangle.
+        cut: places in the run's length-sorted micro-batches.
+        micros: micro-batches a step, on average.
+        cached: whether training reads cached features instead, so that only the one frozen pass pads.
+    """
+
+    batch_size: int
+    steps: int
+    tokens: int
+    one: int
+    cut: int
+    micros: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token as drawn.
+
+    Attributes:
+        text: its characters, or its name where it is special.
+        id: in the vocabulary; -1 for a gap.
+        special: a special token.
+        unknown: stands for something that the vocabulary lacks.
+        lost: cut away at max_length.
+        joined: goes on with the token before it, without white space of its own.
+        target: the tag that is learned here, or None.
+        gap: this is no token but so many that are not drawn.
+    """
+
+    text: str
+    id: int
+    special: bool = False
+    lost: bool = False
+    joined: bool = True
+    target: str | None = None
+    gap: int = 0
+    unknown: bool = False
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One row, token by token. `target` is what the whole row teaches, None for tags."""
+
+    split: str
+    place: str
+    target: str | None
+    tokens: int
+    lost: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Look:
+    """All that was found.
+
+    Attributes:
+        model, tokenizer: name and class.
+        max_length, context: of a row in this run, and the most that the model allows, in tokens.
+        task: classify, multilabel, regress or tag.
+        pooling: how token states become one vector; "none" for tags.
+        how: how the splits came about.
+        findings: by level, the worst first.
+        balance: labels or tags, the commonest in train first; empty for scores.
+    """
+
+    model: str
+    tokenizer: str
+    max_length: int
+    context: int
+    task: str
+    pooling: str
+    how: str
+    splits: tuple[Split, ...]
+    findings: tuple[Finding, ...]
+    balance: tuple[Balance, ...]
+    marks: Marks
+    padding: Padding
+    drawn: tuple[Drawn, ...]
+
+    def finding(self, kind: str) -> Finding:
+        """The finding of that kind; KeyError where it was not looked for."""
+        for finding in self.findings:
+            if finding.kind == kind:
+                return finding
+        raise KeyError(kind)
+
+    @property
+    def train(self) -> Split:
+        """The split that teaches."""
+        return self.splits[0]

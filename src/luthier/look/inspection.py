@@ -1,0 +1,152 @@
+"""From a recipe or a data file to a Look: reads what the run would read, and goes on where the run would stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier.build import base_of, default_pooling
+from luthier.data import sources
+from luthier.data.examples import Rows
+from luthier.engine import machine
+from luthier.engine.cache import Cache
+from luthier.errors import UserError
+from luthier.gather import gather
+from luthier.look import drawn, targets, texts, tokens
+from luthier.look.found import LEVELS, MOST, Finding, Look, Split
+from luthier.methods import method as method_of
+from luthier.models.load import Base
+from luthier.recipe import Recipe, read
+from luthier.run import max_length, plan_of
+
+TASKS = {"text,score": "regress", "tokens,tags": "tag"}
+
+
+def inspect(
+    source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str] = (), *, rows: int = 5,
+    cache: Cache | None = None,
+) -> Look:  # fmt: skip
+    """Look at the data of a recipe as its model will read it.
+
+    Args:
+        source: a recipe (path of a .yaml, mapping or Recipe), or any other path: a data file, read for the embedded
+            base with adapt: head.
+        sets: changes such as "data.columns.label=intent".
+        rows: how many rows to draw token by token.
+        cache: another cache than the user's own.
+
+    Raises:
+        UserError: if recipe, model or a file can't be read, or a file has none of the known columns or no sound row.
+    """
+    recipe = _recipe(source, sets)
+    store = (cache or Cache()).rows
+    split_rows, how, findings = _splits(recipe, store)
+    task, said = _task(recipe, split_rows["train"])
+    findings += said
+    base = base_of(recipe)
+    longest = max_length(recipe, base)
+    told = {name: texts.tell(part) for name, part in split_rows.items()}
+    parts = {name: tokens.part(part, base.tokenizer, longest, store) for name, part in split_rows.items()}
+    labels = targets.balance(told)
+    marks, about_tokens = tokens.marks(parts, base.tokenizer, {name: one.blank for name, one in told.items()})
+    findings += [*_about_texts(told), *_about_targets(told, labels, task), *about_tokens]
+    findings.append(tokens.truncated(parts, longest, base.context))
+    findings += [one for one in (tokens.pairs(parts, base.tokenizer), tokens.silent_words(parts)) if one is not None]
+    plan = plan_of(recipe, parameters(base), base, len(parts["train"].full), machine.pick_device(recipe.train.device), None)
+    return Look(
+        recipe.model.name, type(base.tokenizer).__name__, longest, base.context, task,
+        "none" if task == "tag" else recipe.method.pooling or default_pooling(base, recipe.adapt.kind), how,
+        tuple(_split(name, part, told[name]) for name, part in parts.items()),
+        tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level))), labels, marks,
+        tokens.padding(parts["train"].encoded.lengths, plan, recipe.adapt.kind == "head"),
+        drawn.draw(parts["train"], "train", rows, base.tokenizer, store),
+    )  # fmt: skip
+
+
+def _recipe(source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str]) -> Recipe:
+    """The recipe itself, or the default one of a data file."""
+    if isinstance(source, (str, Path)) and Path(source).suffix.lower() not in (".yaml", ".yml"):
+        source = {"model": "pocket", "adapt": "head", "data": {"train": str(source)}}
+    return read(source, sets)
+
+
+def _splits(recipe: Recipe, store: Path) -> tuple[dict[str, Rows], str, list[Finding]]:
+    """The splits as the run makes them, broken rows left out and told."""
+    lenient = recipe.model_copy(update={"data": recipe.data.model_copy(update={"on_bad_row": "skip"})})
+    whole = {"train": sources.load(recipe.data.train, lenient.data, store)}
+    for name in ("eval", "test"):
+        if (given := getattr(recipe.data, name)) is not None:
+            whole[name] = sources.load(given, lenient.data, store, expect=whole["train"].kind)
+    findings = [_broken(whole, recipe.data.on_bad_row)]
+    if "eval" in whole:
+        return whole, "given", findings
+    try:
+        gathered = gather(lenient, store)
+    except UserError as error:  # the files can be read, so it is the number of rows
+        findings.append(Finding("split", "bad", len(whole["train"]), error.given, (), error.hint or ""))
+        return whole, "nothing could be set aside", findings
+    if len(gathered.splits) == 1:
+        says = "Nothing is held out: no figure will say how the model does on new rows."
+        findings.append(Finding("split", "warn", 0, says, (), "Raise data.hold_out, or name files for eval and test."))
+    return gathered.splits, gathered.how, findings
+
+
+def _broken(splits: Mapping[str, Rows], on_bad_row: str) -> Finding:
+    places = [(f"{rows.source}:{line}", why) for rows in splits.values() for line, why in rows.skipped]
+    if not places:
+        return Finding("broken", "good", 0, "Every row could be read.")
+    told = "rows are broken" if len(places) > 1 else "row is broken"
+    stops = on_bad_row == "error"
+    hint = "Mend them, or leave them out:  data: {on_bad_row: skip}" if stops else "The run leaves them out."
+    says = f"{len(places):,} {told}" + (": a run stops at the first." if stops else " and left out.")
+    return Finding("broken", "bad" if stops else "warn", len(places), says, tuple(places[:MOST]), hint)
+
+
+def _task(recipe: Recipe, rows: Rows) -> tuple[str, list[Finding]]:
+    """What is learned; what hinders the run from learning it is a finding."""
+    try:
+        return method_of(recipe.method).learn(rows, recipe.where("method", "task")).task, []
+    except UserError as error:
+        several = rows.kind == "text,label" and any(rows.column("several"))
+        task = TASKS.get(rows.kind, "multilabel" if several else "classify")
+        return task, [Finding("task", "bad", len(rows), error.given, (), error.hint or "")]
+
+
+def _about_texts(told: Mapping[str, texts.Told]) -> list[Finding]:
+    found = [texts.contradictions(told), texts.leaks(told), texts.duplicates(told), texts.characters(told)]
+    return [finding for finding in found if finding is not None]
+
+
+def _about_targets(told: Mapping[str, texts.Told], labels: Any, task: str) -> list[Finding]:
+    if task == "regress":
+        return []
+    found = [
+        targets.unknown(told),
+        targets.rare(labels, "tag" if task == "tag" else "label"),
+        targets.missing(labels, told),
+    ]
+    if task == "tag":
+        found.append(targets.transitions(told))
+    return [finding for finding in found if finding is not None]
+
+
+def _split(name: str, part: tokens.Part, told: texts.Told) -> Split:
+    scored = part.rows.kind == "text,score"
+    values = np.array(part.rows.column("score"), dtype=np.float64) if scored else None
+    return Split(
+        name, part.rows.source, len(part.rows), tokens.lengths(part), sum(told.counts.values()),
+        None if values is None else targets.scores(values),
+    )  # fmt: skip
+
+
+
+def parameters(base: Base) -> int:
+    """Embeddings and blocks (attention 4 w^2, feed-forward 2 or, gated, 3 w f), from the configuration."""
+    text, width = base.config.get_text_config(), base.width
+    named = (getattr(text, key, None) for key in ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim"))
+    inner = next((value for value in named if isinstance(value, int)), 4 * width)
+    gated = not base.encoder and getattr(text, "hidden_act", "") in ("silu", "swish", "gelu_pytorch_tanh")
+    return int(base.depth * (4 * width**2 + (3 if gated else 2) * width * inner) + text.vocab_size * width)

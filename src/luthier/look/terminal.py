@@ -1,0 +1,290 @@
+"""A Look on the terminal: colours where there is one, the same words without them elsewhere (pipes, NO_COLOR)."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from luthier.evaluate.page.pictures import short as tick
+from luthier.evaluate.page.words import is_hidden
+from luthier.look.found import MOST, Drawn, Finding, Histogram, Look, Marks, Padding, Piece
+from luthier.look.texts import percent
+
+MARKS = {"bad": "✗", "warn": "!", "note": "·", "good": "✓"}
+STYLES = {"bad": "bold red", "warn": "bold yellow", "note": "cyan", "good": "green"}
+GROUNDS = ("black on color(153)", "black on color(223)")
+PLAIN_GROUNDS = ("black on cyan", "black on yellow")  # a terminal of 16 colours can't tell the former apart
+TOP, BOTTOM = 16, 6  # labels listed of a long list: the commonest and the rarest
+BAR = 32  # cells of the longest bar
+WIDTH = 100  # where there is no terminal
+
+
+def show(look: Look) -> None:
+    """Print to stdout."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")  # a terminal without UTF-8 gets question marks, not a traceback
+    console = Console(highlight=False, markup=False, emoji=False)
+    if console.is_terminal:
+        _Sheet(console).print(look)
+    else:
+        print(text(look), end="")
+
+
+def text(look: Look, *, colour: bool = False, width: int = WIDTH) -> str:
+    """The same as a string, with ANSI colours or without."""
+    out = io.StringIO()
+    console = Console(
+        file=out, force_terminal=colour, color_system="256" if colour else None, width=width, highlight=False,
+        markup=False, emoji=False,
+        no_color=not colour, legacy_windows=False, _environ={},
+    )  # fmt: skip
+    _Sheet(console).print(look)
+    return out.getvalue() if colour else "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
+
+
+def visible(raw: str) -> str:
+    """Text of others on a line of ours: hidden characters by number, so that none turns or clears the line."""
+    return "".join(_visible(one) for one in raw)
+
+
+def _visible(one: str) -> str:
+    if one == "\n":
+        return "↵"
+    if one == "\t":
+        return "⇥"
+    strange_space = unicodedata.category(one) == "Zs" and one not in " \u3000"
+    return f"⟨U+{ord(one):04X}⟩" if is_hidden(one) or strange_space else one
+
+
+def spaced(raw: str) -> str:
+    """The same with white space drawn."""
+    return visible(raw).replace(" ", "·")
+
+
+def near(path: str) -> str:
+    """A path as short as it can be from here."""
+    here = f"{Path.cwd()}{os.sep}"
+    return path.removeprefix(here)
+
+
+def edge_names(histogram: Histogram) -> list[str]:
+    """Left edges as the bins are named."""
+    return [tick(edge) for edge in histogram.edges[:-1]]
+
+
+def pooled(pooling: str) -> str:
+    """What the label is read from."""
+    return {
+        "mean": "the mean of all token states", "last": "the last token's state", "cls": "the first token's state",
+    }.get(pooling, "each token's state")  # fmt: skip
+
+
+class _Sheet:
+    """One printing of a Look."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.colour = console.is_terminal and console.color_system is not None and not console.no_color
+        self.grounds = PLAIN_GROUNDS if console.color_system in ("standard", "windows") else GROUNDS
+
+    def print(self, look: Look) -> None:
+        self._top(look)
+        self._findings(look.findings)
+        self._splits(look)
+        if look.balance:
+            self._balance(look)
+        for split in look.splits:
+            if split.scores is not None and split.name == "train":
+                self._title("scores of train")
+                self._histogram(split.scores.histogram)
+        self._title("row lengths of train, in tokens")
+        self._histogram(look.train.lengths.histogram)
+        self._title("tokens")
+        for sentence in (*marks_said(look.marks), padding_said(look.padding)):
+            self._line(sentence)
+        self._rows(look)
+
+    def _line(self, line: str | Text, indent: int = 2) -> None:
+        body = line if isinstance(line, Text) else Text(visible(line))
+        grid = Table.grid()
+        grid.add_column(width=indent)
+        grid.add_column(overflow="fold")
+        grid.add_row("", body)
+        self.console.print(grid)
+
+    def _title(self, title: str, more: str = "") -> None:
+        self.console.print()
+        line = Text(title, style="bold")
+        line.append(f"  {more}" if more else "", style="not bold dim")
+        self.console.print(line)
+
+    def _top(self, look: Look) -> None:
+        line = Text("what the model will see", style="bold")
+        self.console.print(line)
+        task = f"{look.task}, {len(look.balance)} {'tags' if look.task == 'tag' else 'labels'}"
+        task = look.task if look.task == "regress" else task
+        self._line(f"model {near(look.model)} · {look.tokenizer} · rows up to {look.max_length:,} tokens")
+        read = "each word's first token" if look.task == "tag" else pooled(look.pooling)
+        self._line(f"task {task}, read from {read} · splits: {look.how}")
+
+    def _findings(self, findings: Sequence[Finding]) -> None:
+        self._title("findings")
+        for finding in findings:
+            mark, style = MARKS[finding.level], STYLES[finding.level]
+            says = "bold" if finding.level == "bad" else "dim" if finding.level == "good" else ""
+            self._line(Text().append(f"{mark} ", style=style).append(visible(finding.says), style=says), 2)
+            if finding.hint and finding.level != "good":
+                self._line(Text(visible(finding.hint), style="italic dim"), 4)
+            for where, what in finding.places:
+                place = Text().append(visible(near(where)), style="cyan").append(f"  {visible(what)}")
+                if self.console.is_terminal:
+                    self._line(place, 6)
+                else:  # unbroken, so that it can be searched for
+                    self.console.print(Text("      ").append_text(place), soft_wrap=True)
+            left = finding.count - len(finding.places)
+            if len(finding.places) == MOST and left > 0:
+                self._line(f"... and {left:,} more", 6)
+
+    def _splits(self, look: Look) -> None:
+        self._title("splits")
+        scored = look.train.scores is not None
+        names = ["", "rows", "tokens", "median", "90 %", "99 %", "longest", "cut", "tokens lost"]
+        names += ["mean", "sd", "min", "max"] if scored else []
+        table = Table(*names, box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for split in look.splits:
+            told, scores = split.lengths, split.scores
+            cells = [split.rows, told.tokens, told.median, told.p90, told.p99, told.longest, told.truncated, told.lost]
+            moments = [] if scores is None else [scores.mean, scores.deviation, scores.least, scores.most]
+            table.add_row(f"  {split.name}", *(f"{cell:,}" for cell in cells), *(f"{cell:.4g}" for cell in moments))
+        self.console.print(table)
+
+    def _balance(self, look: Look) -> None:
+        what = "tags, in words" if look.task == "tag" else "labels, in rows"
+        most, least = look.balance[0], [one for one in look.balance if one.counts["train"]][-1]
+        ratio = most.counts["train"] / max(1, least.counts["train"])
+        self._title(
+            f"balance of {what}",
+            f"commonest {visible(most.label)!r}, rarest {visible(least.label)!r}: {ratio:.3g} to 1",
+        )
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
+        table.add_column("", overflow="fold", max_width=34)
+        table.add_column("train", justify="right")
+        table.add_column("share", justify="right")
+        table.add_column("", min_width=BAR)
+        for split in look.splits[1:]:
+            table.add_column(split.name, justify="right")
+        totals = {split.name: split.rows if look.task != "tag" else split.targets for split in look.splits}
+        shown = list(look.balance)
+        skipped = len(shown) - TOP - BOTTOM
+        top = max(1, most.counts["train"])
+        for at, one in enumerate(shown):
+            if skipped > 1 and TOP <= at < TOP + skipped:
+                if at == TOP:
+                    table.add_row(f"  ... {skipped} more")
+                continue
+            count = one.counts["train"]
+            others = [f"{one.counts[split.name]:,}" for split in look.splits[1:]]
+            share = percent(count / max(1, totals["train"]))
+            table.add_row(f"  {visible(one.label)}", f"{count:,}", share, self._bar(count, top), *others)
+        self.console.print(table)
+
+    def _bar(self, count: int, top: int) -> Text:
+        return Text("█" * round(BAR * count / top) or ("▏" if count else ""), style="color(67)")
+
+    def _histogram(self, histogram: Histogram) -> None:
+        names, top = edge_names(histogram), max(histogram.counts)
+        wide = max(map(len, names)) + 2
+        for at, (name, count) in enumerate(zip(names, histogram.counts, strict=True)):
+            open_end = "+" if at == len(names) - 1 else " "
+            line = Text(f"{name:>{wide}}{open_end} ").append(self._bar(count, top)).append(f" {count:,}")
+            self.console.print(line)
+
+    def _rows(self, look: Look) -> None:
+        if not look.drawn:
+            return
+        cut = "struck" if self.colour else "[-...-]"
+        self._title("rows, token by token", f"· space  ↵ new line  …+9… tokens not drawn  {cut}: cut away")
+        for row in look.drawn:
+            self.console.print()
+            lost = f", {row.lost:,} cut away" if row.lost else ""
+            head = Text(f"  {visible(near(row.place))}", style="cyan")
+            self.console.print(head.append(f"  {row.tokens:,} tokens{lost}", style="dim"), soft_wrap=True)
+            for line in self._lines(self._drawn(row)):
+                self.console.print(Text("  ").append_text(line))
+
+    def _drawn(self, row: Drawn) -> list[Text]:
+        """What a line may be broken between: tokens, and at last what the row teaches."""
+        units, lost = [], False
+        for at, piece in enumerate(row.pieces):
+            unit = Text()
+            if not self.colour and piece.lost != lost:
+                unit.append(" [-" if piece.lost else "-] ")
+            elif not self.colour and at:
+                unit.append("|")
+            lost = piece.lost
+            units.append(unit.append_text(self._piece(piece, at)))
+        if lost and not self.colour:
+            units.append(Text("-]"))
+        if row.target is not None:
+            units.append(Text("  → ", style="dim").append(visible(row.target), style="not dim bold green"))
+        return units
+
+    def _lines(self, units: Sequence[Text]) -> list[Text]:
+        """Units on as few lines as they need: a token is never broken."""
+        lines, room = [Text()], max(20, self.console.width - 2)
+        for unit in units:
+            if lines[-1].cell_len + unit.cell_len > room and lines[-1].cell_len:
+                lines.append(Text())
+            lines[-1].append_text(unit)
+        return lines
+
+    def _piece(self, piece: Piece, at: int) -> Text:
+        """One token: ground by turns, special ones dim, lost ones struck, a learned tag in green behind it."""
+        if piece.gap:
+            return Text(f"…+{piece.gap:,}…", style="dim strike" if piece.lost else "dim")
+        name = visible(piece.text) if piece.special else spaced(piece.text)
+        style = "dim italic" if piece.special else "bold white on red" if piece.unknown else self.grounds[at % 2]
+        drawn = Text(" " if self.colour and not piece.joined and at else "")
+        drawn.append(name, style=f"{style} strike" if piece.lost else style)
+        if piece.target is not None:
+            quiet = piece.target == "O"
+            drawn.append(f"/{visible(piece.target)}", style="dim" if quiet else "bold green")
+        return drawn
+
+
+def marks_said(marks: Marks) -> list[str]:
+    """The special tokens in sentences."""
+
+    def ends(found: tuple[tuple[str, float], ...]) -> str:
+        return ", ".join(f"{name or 'no special token'} in {percent(share)} of rows" for name, share in found[:3])
+
+    said = [f"a row begins with {ends(marks.begins)}", f"and ends with {ends(marks.ends)}"]
+    if marks.unknown is not None:
+        share = percent(marks.unknown / marks.total)
+        said.append(f"unknown tokens: {marks.unknown:,} of {marks.total:,} ({share}), in {marks.unknown_rows:,} rows")
+    if marks.byte_tokens is not None:
+        said.append(
+            f"byte tokens: {marks.byte_tokens:,} of {marks.total:,} ({percent(marks.byte_tokens / marks.total)})"
+        )
+    return said
+
+
+def padding_said(padding: Padding) -> str:
+    """What padding costs, in a sentence."""
+    one, cut = (1 - padding.tokens / places for places in (padding.one, padding.cut))
+    said = (
+        f"padding: {percent(cut)} of the places in length-sorted micro-batches ({padding.micros:.1f} a step), "
+        f"{percent(one)} if each step of {padding.batch_size} rows were one rectangle"
+    )
+    return said + ("; with adapt: head only the one frozen pass pads" if padding.cached else "")

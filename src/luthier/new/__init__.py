@@ -1,0 +1,135 @@
+"""`luthier new FILE`: read a stranger's file, say what was found, write a recipe that runs.
+
+columns    what each column holds, by its values
+sample     the first rows, and what is no table
+names      what people call their columns
+tags       tables of tokens and tags
+guess      which column is the text, which the label
+draft      how to adapt, what to hold out, the recipe and its comments
+beside     files for eval and test
+say        what is printed
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from luthier.errors import UserError
+from luthier.new import draft, say
+from luthier.new.beside import beside
+from luthier.new.columns import number_of, profile
+from luthier.new.guess import Roles, guess
+from luthier.new.sample import look, quoted, refuse_values
+from luthier.recipe import read, write
+
+__all__ = ["new"]
+
+
+def new(file: str, to: Path | None, model: str, adapt: str | None, force: bool, keep: bool = False) -> Path:
+    """Write a recipe for a data file and say what was found.
+
+    Args:
+        file: .csv, .tsv, .jsonl, .json, .parquet, .arrow, an Arrow folder or a hub set.
+        to: where the recipe goes; beside the file when None.
+        model: hub id, folder or "pocket".
+        adapt: which parameters move; chosen by the rows per label when None.
+        force: write over an existing recipe.
+        keep: use an existing recipe of this file as it is.
+
+    Returns:
+        The recipe's path.
+
+    Raises:
+        UserError: for a file that can't be learnt from; the message says why and what to do.
+    """
+    path = Path(file)
+    to = _place(path, to)
+    if to.exists() and not force:
+        if keep:
+            return _kept(to, path)
+        raise UserError(
+            f"{str(to)!r} exists already.",
+            hint="--force writes over it, --to FILE.yaml puts the new one elsewhere.",
+        )
+    sample = look(file)
+    columns = profile([row for _, row in sample.rows])
+    if path.suffix.lower() in (".csv", ".tsv"):
+        refuse_values([column.name for column in columns], path, columns)
+    roles = guess(columns, file)
+    checked = draft.check(sample, roles)
+    _refuse(checked, roles, file)
+    others = beside(path, roles, checked, sample.whole)
+    drafted = draft.draft(file, to, model, adapt, roles, checked, others.files, others.clean, sample.whole)
+    head = f"# Written by 'luthier new' from {path.name} ({sample.says}). Run it:  luthier tune {quoted(to)}\n"
+    _write(to, head + write(drafted.recipe, drafted.comments))
+    print("\n".join([*say.found(path, sample, columns, roles, checked), *others.said, *say.chosen(drafted, to)]))
+    return to
+
+
+def _place(path: Path, to: Path | None) -> Path:
+    if to is None:
+        folder = path.parent if path.exists() else Path()
+        name = path.name if path.is_dir() else path.stem if path.exists() else path.name
+        return folder / f"{re.sub('[:#]', '-', name)}.yaml"
+    if to.is_dir():
+        return to / f"{path.stem}.yaml"
+    if to.suffix.lower() not in (".yaml", ".yml"):
+        raise UserError(f"{str(to)!r} is no name for a recipe.", hint=f"A recipe ends in .yaml:  --to {to}.yaml")
+    if not to.parent.is_dir():
+        raise UserError(
+            f"There is no folder {str(to.parent)!r} for the recipe.",
+            hint="Make it, or choose another by --to.",
+        )
+    return to
+
+
+def _kept(to: Path, path: Path) -> Path:
+    known = read(to).data.train
+    if path.exists() and Path(known).resolve() != path.resolve():
+        raise UserError(
+            f"The recipe {str(to)!r} is of other data: {known}.",
+            hint=f"Write another:  luthier new {quoted(path)} --to {path.stem}-2.yaml  and tune that.",
+        )
+    print(f"Follows the recipe {to}, which was there already.")
+    return to
+
+
+def _refuse(checked: draft.Checked, roles: Roles, file: str) -> None:
+    """Refuse what a run would refuse, before a recipe is written for it."""
+    theirs, labels = roles.columns[roles.target], list(checked.labels)
+    if not checked.rows:
+        raise UserError(f"No row is usable; the first: {checked.bad[0][1]}.", where=f"{file}:{checked.bad[0][0]}")
+    if roles.task == "regress" and len({number_of(row["score"]) for row in checked.rows}) < 2:
+        raise UserError(
+            f"Every usable row has the same score in {theirs!r}.",
+            where=file,
+            hint="Different scores are needed.",
+        )
+    if roles.task in ("classify", "tag") and len(checked.labels) < 2:
+        raise UserError(
+            f"Every usable row has {labels[0]!r} in {theirs!r}: there is nothing to tell apart.",
+            where=file,
+            hint="At least two labels are needed.",
+        )
+    if roles.task != "regress" and max(checked.labels.values()) == 1:
+        raise UserError(
+            f"Each value of {theirs!r} occurs once, such as {labels[0][:40]!r}: nothing recurs to be learnt.",
+            where=file,
+            hint="A label is one of a few names, or a number.",
+        )
+
+
+def _write(to: Path, text: str) -> None:
+    """Write the recipe and read it back; one that can't be read does not stay."""
+    try:
+        to.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{str(to)!r} can't be written: {error.strerror}.", hint="--to FILE.yaml puts it elsewhere."
+        ) from None
+    try:
+        read(to)
+    except UserError:
+        to.unlink()
+        raise

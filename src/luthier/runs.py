@@ -1,0 +1,260 @@
+"""`luthier runs` and `luthier cache`: what was run, how it ended, and what is kept of it. Runs are read without torch."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.engine.log import clock
+from luthier.errors import UserError
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+SPARK = 16  # characters of a sparkline
+OWN = ("name", "adapt.kind", "model.name")  # keys that have a column of their own
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run.
+
+    Attributes:
+        name: of its folder.
+        status: done, running, interrupted, failed, killed, not started or damaged.
+        started: when, ISO 8601; empty where it is not known.
+        record: run.json.
+        recipe: dotted key -> value.
+        curve: the metric that chooses the checkpoint, at each evaluation.
+        complaint: what is damaged, or None.
+    """
+
+    name: str
+    status: str
+    started: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    curve: Sequence[float] = ()
+    complaint: str | None = None
+
+
+def table(runs_folder: Path | str) -> str:
+    """The runs below a folder, newest first; a damaged one is named and does not stop the others."""
+    root = Path(runs_folder)
+    folders = [path for path in root.glob("*/") if (path / "recipe.yaml").is_file() or (path / "run.json").is_file()]
+    if not folders:
+        return f"There is no run below {str(root)!r}: 'luthier tune RECIPE' makes one."
+    lines = sorted((_read(path) for path in folders), key=lambda line: (line.started, line.name), reverse=True)
+    differ = differing([line.recipe for line in lines])
+    head = ("name", "status", "adapt", "model", "result", "time", "eval", "differs")
+    cells = [
+        (
+            line.name,
+            line.status,
+            _shown(line.recipe.get("adapt.kind", "")),
+            Path(_shown(line.recipe.get("model.name", ""))).name,
+            _result(line.record),
+            clock(line.record["time"]["seconds"]) if _number(line.record, "time", "seconds") else "",
+            sparkline(line.curve),
+            "  ".join(
+                f"{short}={_value(key, line.recipe[key])}" for key, short in differ.items() if key in line.recipe
+            ),
+        )
+        for line in lines
+    ]
+    complaints = [line.complaint for line in lines if line.complaint]
+    return "\n".join([*aligned([head, *cells]), *complaints])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with straight columns; a column in which nothing stands is left out."""
+    used = [place for place in range(len(rows[0])) if any(row[place] for row in rows[1:])]
+    wide = {place: max(len(row[place]) for row in rows) for place in used}
+    return ["  ".join(f"{row[place]:{wide[place]}}" for place in used).rstrip() for row in rows]
+
+
+def differing(recipes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The dotted keys in which recipes differ -> the shortest name that tells them apart.
+
+    A key that a recipe does not have (another adapt has other keys) counts only where those that have it differ.
+    """
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe if key not in OWN)
+    found = [key for key in keys if len({json.dumps(recipe[key]) for recipe in recipes if key in recipe}) > 1]
+    last = [key.rpartition(".")[2] for key in found]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(found, last, strict=True)}
+
+
+def sparkline(values: Sequence[float], width: int = SPARK) -> str:
+    """Values as blocks of eight heights, from the least to the greatest; every k-th where they are many."""
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) > width:
+        finite = [finite[round(place * (len(finite) - 1) / (width - 1))] for place in range(width)]
+    if not finite:
+        return ""
+    low, span = min(finite), max(finite) - min(finite)
+    heights = [(value - low) / span if span > 0 else 0.5 for value in finite]
+    return "".join(BLOCKS[min(len(BLOCKS) - 1, int(height * len(BLOCKS)))] for height in heights)
+
+
+def _read(folder: Path) -> Line:
+    file = folder / "run.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if not isinstance(record, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        broken = f"{file} is damaged ({error}): move the folder away, or run it again under another name."
+        return Line(folder.name, "damaged", _changed(folder), complaint=broken)
+    complaint: str | None = None
+    recipe = record.get("recipe")
+    if not isinstance(recipe, dict):
+        recipe, complaint = _recipe(folder / "recipe.yaml")
+    status = str(record.get("status", "not started"))
+    if status in ("running", "not started"):
+        status = _alive(folder, status)
+    started = record.get("started")
+    return Line(
+        folder.name, status, _utc(started) if started else _changed(folder), record, flat(recipe),
+        _curve(folder / "metrics.jsonl", record.get("metric") or flat(recipe).get("train.metric")), complaint,
+    )  # fmt: skip
+
+
+def _recipe(file: Path) -> tuple[dict[str, Any], str | None]:
+    from luthier.recipe import read
+
+    try:
+        return read(file).model_dump(), None
+    except UserError as error:
+        return {}, f"{file} is damaged: {error.given}"
+
+
+def _alive(folder: Path, status: str) -> str:
+    """The state of a run that has not said its end: whoever works on it holds its lock."""
+    from filelock import FileLock, Timeout
+
+    file = folder / ".lock"
+    dead = "killed" if status == "running" else status
+    if not file.exists():
+        return dead
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return "running"
+    except OSError:  # a folder of another user: nothing can be told
+        return status
+    lock.release()
+    return dead
+
+
+def _changed(folder: Path) -> str:
+    stamp = folder.stat().st_mtime
+    return datetime.datetime.fromtimestamp(stamp, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _utc(moment: Any) -> str:
+    """A moment in the one zone in which texts sort as times do."""
+    try:
+        return datetime.datetime.fromisoformat(str(moment)).astimezone(datetime.UTC).isoformat(timespec="seconds")
+    except ValueError:
+        return ""
+
+
+def _curve(file: Path, metric: Any) -> list[float]:
+    """Values of eval/<metric>; without a known metric those of the first eval key that is not the loss."""
+    values: list[float] = []
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for text in lines:
+        try:
+            row = json.loads(text)
+        except ValueError:  # a line cut by a kill
+            continue
+        if not isinstance(row, dict):
+            continue
+        evals = [key for key in row if key.startswith("eval/") and key != "eval/loss"]
+        key = f"eval/{metric}" if f"eval/{metric}" in row else next(iter(evals), None)
+        if key is not None and isinstance(row[key], (int, float)):
+            values.append(float(row[key]))
+    return values
+
+
+def _number(record: Mapping[str, Any], *keys: str) -> float | None:
+    found: Any = record
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return float(found) if isinstance(found, (int, float)) else None
+
+
+def _result(record: Mapping[str, Any]) -> str:
+    """The headline: metric, value, interval, and the split where it is not test."""
+    split, metric = record.get("headline_split"), record.get("metric")
+    value = _number(record, "metrics", str(split), str(metric))
+    if value is None:
+        return ""
+    split_intervals = record.get("intervals", {}).get(split, {})
+    interval = split_intervals.get(metric) if isinstance(split_intervals, dict) else None
+    between = (
+        f" ({interval[0]:.3f} to {interval[1]:.3f})" if isinstance(interval, list) and None not in interval else ""
+    )
+    return f"{metric} {value:.3f}{between}{'' if split == 'test' else f' on {split}'}"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys; keys that say nothing (null) are left out."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _value(key: str, value: Any) -> str:
+    return Path(value).name if key in ("data.train", "data.eval", "data.test") else _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# cache
+
+
+def cache_table(clear: bool = False) -> str:
+    """What the cache holds, least recently used first; with `clear`, what was freed by emptying it."""
+    from luthier.engine.cache import Cache
+
+    cache = Cache()
+    if clear:
+        return f"{size(cache.clear())} freed in {cache.root}."
+    entries = cache.entries()
+    if not entries:
+        return f"The cache {cache.root} is empty (limit {size(cache.limit)}; LUTHIER_CACHE and LUTHIER_CACHE_GB change them)."
+    rows = [("entry", "size", "last used", "what")]
+    for entry in entries:
+        used = datetime.datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M") if entry.used else ""
+        rows.append((entry.name, size(entry.bytes), used, entry.says))
+    total = sum(entry.bytes for entry in entries)
+    return "\n".join([
+        *aligned(rows),
+        f"{size(total)} of {size(cache.limit)} in {cache.root}  (LUTHIER_CACHE_GB and LUTHIER_CACHE change them)",
+        "The least recently used go first when it is full; 'luthier cache --clear' empties it.",
+    ])  # fmt: skip
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of a thousand."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return ""
