@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,16 +24,22 @@ import tiny
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the attempts are forked")
 
-STEPS = 24
+STEPS = 18
 SERVER = r"""
 import json, os, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+import gc
+import pandas, peft, safetensors, transformers, typer
 import luthier.run, luthier.record, luthier.cli
 from luthier import frozen, run
 from luthier.engine import checkpoint, loop
 from luthier.evaluate import baselines, report
+
+for name in ("AutoModel", "AutoConfig", "AutoTokenizer", "GPT2Model", "PreTrainedTokenizerFast"):
+    getattr(transformers, name)
+gc.freeze()  # a child need not walk through all that was imported
 
 def once_at(number, deed):
     count = [0]
@@ -49,7 +56,9 @@ def before(owner, name, called):
         return inner(*args, **options)
     setattr(owner, name, wrapped)
 
-def full():
+def full(case):
+    if case["where"] in ("saving", "model"):  # as safetensors says it
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     raise OSError(28, "No space left on device")
 
 def attempt(case):
@@ -66,7 +75,7 @@ def attempt(case):
         inner(self, step, loss, norm)
     loop.Loop._log = log
     deed = {"KILL": lambda: os.kill(os.getpid(), signal.SIGKILL), "TERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
-            "INT": lambda: os.kill(os.getpid(), signal.SIGINT), "FULL": full}.get(case.get("deed"))
+            "INT": lambda: os.kill(os.getpid(), signal.SIGINT), "FULL": lambda: full(case)}.get(case.get("deed"))
     at = once_at(case.get("at", 0), deed)
     where = case.get("where")
     if where == "step":
@@ -79,6 +88,8 @@ def attempt(case):
         before(frozen, "_column", at)
     elif where == "saving":
         before(checkpoint, "save_file", at)
+    elif where == "model":
+        before(luthier.models.saved, "save_file", at)
     elif where == "record":
         write = Path.write_text
         def write_text(self, *args, **options):
@@ -89,8 +100,8 @@ def attempt(case):
     elif where == "inside":  # the n-th system call inside one save of this name
         save, counted = checkpoint.save, [0]
         def armed(folder, name, *rest):
-            counted[0] += name.startswith(case["name"])
-            if counted[0] != case["save"] or not name.startswith(case["name"]):
+            counted[0] += name.startswith(case["which"])
+            if counted[0] != case["save"] or not name.startswith(case["which"]):
                 return save(folder, name, *rest)
             kept = os.fsync, Path.rename
             before(os, "fsync", at)
@@ -128,13 +139,13 @@ class Bench:
         self.folder, self.numbers = folder, iter(range(10**6))
         data = tiny.easy_csv(folder / "rows.csv", 80)
         self.recipes: dict[str, Path] = {}
-        for adapt in ("full", "lora", "last-n", "head"):
-            recipe = folder / f"{adapt}.yaml"
-            recipe.write_text(
-                f"model: {tinies['gpt2']}\nadapt: {adapt if adapt != 'last-n' else '{kind: last-n, n: 1}'}\n"
-                f"data: {{train: {data}}}\ntrain: {{steps: {STEPS}, batch_size: 8, save_every: 3, eval_every: 4}}\n"
+        for way in ("full", "often", "lora", "last-n", "head"):  # often: full, saved at every step
+            adapt = {"last-n": "{kind: last-n, n: 1}", "often": "full"}.get(way, way)
+            self.recipes[way] = folder / f"{way}.yaml"
+            self.recipes[way].write_text(
+                f"model: {tinies['gpt2']}\nadapt: {adapt}\ndata: {{train: {data}}}\n"
+                f"train: {{steps: {STEPS}, batch_size: 8, save_every: {1 if way == 'often' else 3}, eval_every: 4}}\n"
             )
-            self.recipes[adapt] = recipe
         self.server = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -221,28 +232,26 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tinies: dict[str, str]) -> I
     made.close()
 
 
-def test_two_twins_are_equal(bench: Bench) -> None:
+def test_twins_are_equal(bench: Bench) -> None:
     bench.twin("full")
     bench.ended(bench.name("full"))
     told = lines(bench.folder / "runs" / bench.twin("full"))
     assert [line["step"] for line in told if "train/loss" in line] == list(range(1, STEPS + 1))
-    assert [line["step"] for line in told if "eval/loss" in line] == list(range(4, STEPS + 1, 4))
+    assert [line["step"] for line in told if "eval/loss" in line] == [4, 8, 12, 16, 18]
 
 
 def test_killed_at_random_moments(bench: Bench) -> None:
     bench.twin("full")
-    whole = bench.seconds
-    dice, killed = random.Random(7), 0
-    for _ in range(2):
-        name = bench.name("full")
-        for _ in range(5):
-            code, _ = bench.attempt(name, delay=whole * dice.uniform(0.15, 0.9))
-            killed += code == -signal.SIGKILL
-        bench.ended(name)
-    assert killed >= 4
+    whole, dice, killed = bench.seconds, random.Random(7), 0
+    name = bench.name("full")
+    for _ in range(5):
+        code, _ = bench.attempt(name, delay=whole * dice.uniform(0.1, 0.8))
+        killed += code == -signal.SIGKILL
+    bench.ended(name)
+    assert killed >= 2
 
 
-@pytest.mark.parametrize("adapt", ["full", "lora", "last-n", "head"])
+@pytest.mark.parametrize("adapt", ["full", "head", "last-n", pytest.param("lora", marks=pytest.mark.slow)])
 def test_killed_in_the_midst_of_steps(adapt: str, bench: Bench) -> None:
     name = bench.name(adapt)
     for at in (2, 8, 3):  # before any checkpoint, after several, and again
@@ -250,21 +259,20 @@ def test_killed_in_the_midst_of_steps(adapt: str, bench: Bench) -> None:
     bench.ended(name)
 
 
-@pytest.mark.parametrize(("which", "save"), [("step", 2), ("best", 2)])
+@pytest.mark.parametrize(("which", "save"), [("step", 2), ("best", 1)])
 def test_killed_at_every_point_inside_a_save(which: str, save: int, bench: Bench) -> None:
-    points = 0
+    """One run, killed before its first system call in a save, resumed, killed before the second, and so on."""
+    name, points = bench.name("often"), 0
     for at in range(1, 30):
-        name = bench.name("full")
-        code, said = bench.attempt(name, where="inside", name=which, save=save, deed="KILL", at=at)
+        code, said = bench.attempt(name, where="inside", which=which, save=save, deed="KILL", at=at)
         if code == 0:
-            bench.equal(name)
             break
         assert code == -signal.SIGKILL, said
         points += 1
-        bench.ended(name)
-        left = sorted(path.name for path in (bench.folder / "runs" / name / "checkpoints").iterdir())
-        assert not [entry for entry in left if entry.startswith(("tmp-", "old-"))], left
+    bench.equal(name)
     assert points >= 6
+    left = sorted(path.name for path in (bench.folder / "runs" / name / "checkpoints").iterdir())
+    assert not [entry for entry in left if entry.startswith(("tmp-", "old-"))], left
 
 
 @pytest.mark.parametrize(
@@ -289,7 +297,7 @@ def test_asked_to_stop(adapt: str, where: str, at: int, deed: str, bench: Bench)
     bench.ended(name)
 
 
-def flip(file: Path) -> None:
+def flipped(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -297,7 +305,7 @@ def flip(file: Path) -> None:
 
 DAMAGE = {
     "truncated": lambda path: os.truncate(path / "model.safetensors", 1000),
-    "one bit": lambda path: flip(path / "optimizer.safetensors"),
+    "one bit": lambda path: flipped(path / "optimizer.safetensors"),
     "state": lambda path: (path / "state.json").write_text("{}"),
     "missing": lambda path: (path / "random.safetensors").unlink(),
     "no manifest": lambda path: (path / "manifest.json").unlink(),
@@ -305,15 +313,24 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("what", list(DAMAGE))
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(what: str, bench: Bench) -> None:
+@pytest.fixture(scope="module")
+def stopped(bench: Bench) -> Path:
+    """A run that was asked to stop after step 10."""
     name = bench.name("full")
     assert bench.attempt(name, where="step", deed="TERM", at=10)[0] == 75
-    folder = bench.folder / "runs" / name / "checkpoints"
-    assert sorted(path.name for path in folder.glob("step-*")) == ["step-00000009", "step-00000010"]
-    DAMAGE[what](folder / "step-00000010")
+    folder = bench.folder / "runs" / name
+    assert sorted(path.name for path in folder.glob("checkpoints/step-*")) == ["step-00000009", "step-00000010"]
+    return folder
+
+
+@pytest.mark.parametrize("what", list(DAMAGE))
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(what: str, stopped: Path, bench: Bench) -> None:
+    name = bench.name("full")
+    shutil.copytree(stopped, bench.folder / "runs" / name)
+    shutil.copy(bench.folder / f"{stopped.name}.ids", bench.folder / f"{name}.ids")
+    DAMAGE[what](bench.folder / "runs" / name / "checkpoints" / "step-00000010")
     code, said = bench.attempt(name)
-    assert code == 0
+    assert code == 0, said
     assert "step-00000010" in said
     assert "damaged" in said
     assert "after step 9" in said
@@ -324,11 +341,11 @@ def test_all_checkpoints_damaged_starts_again(bench: Bench) -> None:
     name = bench.name("full")
     assert bench.attempt(name, where="step", deed="TERM", at=4)[0] == 75
     for path in (bench.folder / "runs" / name / "checkpoints").glob("step-*"):
-        flip(path / "model.safetensors")
+        flipped(path / "model.safetensors")
     bench.ended(name)
 
 
-@pytest.mark.parametrize(("where", "at"), [("saving", 8), ("record", 2)])
+@pytest.mark.parametrize(("where", "at"), [("saving", 8), ("record", 2), ("model", 1)])
 def test_a_full_disk_loses_nothing(where: str, at: int, bench: Bench) -> None:
     name = bench.name("full")
     code, said = bench.attempt(name, where=where, deed="FULL", at=at)

@@ -70,12 +70,12 @@ def build(
     """
     adapter, options, settings = ADAPTERS[recipe.adapt.kind], recipe.adapt, recipe.method
     pooling = "none" if task == "tag" else settings.pooling or default_pooling(base, recipe.adapt.kind)
-    backbone = load.backbone(
-        base, attention=recipe.model.attention, layer=settings.layer, where=recipe.where("method", "layer")
-    )
     source = _run_folder(recipe.model.name)
     if source is not None:
         backbone = _tuned(source)
+    else:
+        place = recipe.where("method", "layer")
+        backbone = load.backbone(base, attention=recipe.model.attention, layer=settings.layer, where=place)
     base_hash = weights_hash(backbone)
     parameters = sum(p.numel() for p in backbone.parameters())
     try:
@@ -93,6 +93,8 @@ def build(
             base.width, max(1, len(labels)), hidden=hidden, dropout=_dropout(base, recipe.adapt.kind),
             bias=task in ("tag", "regress") or base.encoder or pooling != "last",
         )  # fmt: skip
+    if hidden is not None and base.config.model_type == "bert":
+        head.start_from(load.pooler(base))
     if recipe.train.gradient_checkpointing:
         _checkpointing(backbone, recipe)
     about = About(

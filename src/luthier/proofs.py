@@ -7,6 +7,7 @@ number compared.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -106,11 +107,11 @@ class Moved:
     """Every trainable parameter moves, no frozen one does.
 
     Sums before the first step are compared after `steps` steps; two, because the first step of a low-rank update
-    whose B is zero leaves A where it is.
+    whose B is zero leaves A where it is. `tell` is called with the line, once.
     """
 
-    def __init__(self, model: nn.Module, steps: int = 2) -> None:
-        self.model, self.steps = model, steps
+    def __init__(self, model: nn.Module, steps: int, tell: Callable[[dict[str, Any]], None]) -> None:
+        self.model, self.steps, self.tell = model, steps, tell
         self.before = self._sums()
         self.result: dict[str, Any] | None = None
 
@@ -135,6 +136,7 @@ class Moved:
         if wrong:
             says += f" (first: {wrong[0]})"
         self.result = proof("moved", says, float(len(wrong)), 0.0, not wrong)
+        self.tell(self.result)
 
 
 @torch.no_grad()

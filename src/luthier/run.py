@@ -117,8 +117,18 @@ def run(
         try:
             return _run(job, named, again)
         except BaseException as error:
-            record.failed(job.folder, error)
-            raise
+            told = _told(error, folder.path)
+            record.failed(job.folder, told)
+            if told is error:
+                raise
+            raise told from None
+
+
+def _told(error: BaseException, path: Path) -> BaseException:
+    """An interruption says how to go on; a disk that is full, wherever it was met, is no defect."""
+    if isinstance(error, Interrupted):
+        return Interrupted(f"{error.resume} Go on with the same command and --resume.")
+    return checkpoint.unwritable(path, error) if isinstance(error, Exception) else error
 
 
 def _run(job: Job, name: str, again: bool) -> Result:
@@ -129,7 +139,7 @@ def _run(job: Job, name: str, again: bool) -> Result:
     _threads(recipe, saved_at)
     earlier = job.folder.record().get("proofs", []) if again else []
     job.record = record.begin(recipe, name) | {"earlier_proofs": earlier}
-    job.folder.keep(job.record)
+    job.folder.keep(job.record | {"proofs": earlier})
     if again and saved_at is None:
         job.console.say("The run has no checkpoint yet: it starts from the beginning.")
     gathered = gather(recipe, job.cache.rows)
@@ -147,7 +157,7 @@ def _run(job: Job, name: str, again: bool) -> Result:
     plan = plan_of(recipe, built.parameters, base, len(views["train"]), job.device, saved_at)
     work = frozen.Work(job.cache, job.console, job.stop, job.device, precision, plan.micro_tokens)
     job.record["frozen"] = frozen.attach(built.model, views, work, plan.epochs, recipe.model.attention)
-    _standardize(recipe, built, views["train"])
+    _standardize(recipe, built, views["train"], work)
     loop = _loop(job, built, views, teach, schema, plan, metric, precision, saved_at)
     _train(loop, views["train"], job)
     job.record["peak_bytes"] = job.memory.peak()
@@ -261,9 +271,10 @@ def _first_proofs(job: Job, built: Built, view: View, teach: Any, schema: Schema
         job.record["probe"] = base
 
 
-def _standardize(recipe: Recipe, built: Built, view: View) -> None:
-    if view.feature_kind in ("pooled", "token") and recipe.method.features == "standardized":
-        built.model.head.standardize(*frozen.moments(view))
+def _standardize(recipe: Recipe, built: Built, view: View, work: frozen.Work) -> None:
+    """Of a frozen backbone; whether its features are cached must change nothing but the time."""
+    if frozen.kind_of(built.model)[0] in ("pooled", "token") and recipe.method.features == "standardized":
+        built.model.head.standardize(*frozen.moments(built.model, view, work))
 
 
 def _loop(
@@ -273,7 +284,8 @@ def _loop(
     train, kind = job.recipe.train, job.recipe.adapt.kind
     lr = train.lr or default_lr(kind, built.base.width)
     head_lr = train.head_lr or (max(lr, ADAPTERS[kind].head_lr) if kind != "head" else lr)
-    groups = optimizer.groups(built.model, lr, train.weight_decay, {"head.": head_lr})
+    decay = ADAPTERS[kind].decay if train.weight_decay is None else train.weight_decay
+    groups = optimizer.groups(built.model, lr, decay, {"head.": head_lr})
     view = views["train"]
     loader = Loader(view.lengths, len(view), lambda ids: teach.collate(view, ids, schema), plan)
     settings = Settings(
@@ -299,8 +311,8 @@ def _loop(
         job.proofs += [line for line in job.record.pop("earlier_proofs", []) if line["name"] == "moved"]
         job.console.say(f"goes on after step {loop.progress.step} of {plan.steps}")
     else:
-        loop.after_step = proofs.Moved(built.model, min(2, plan.steps))
-    job.record |= {"lr": lr, "head_lr": head_lr}
+        loop.after_step = proofs.Moved(built.model, min(2, plan.steps), lambda line: _keep_moved(line, job))
+    job.record |= {"lr": lr, "head_lr": head_lr, "weight_decay": decay}
     return loop
 
 
@@ -339,19 +351,14 @@ def _train(loop: Loop, view: View, job: Job) -> None:
             f"Training stopped before step {error.step + 1}: {error.what}. The weights are those of the step before.",
             hint=f"The rows of this step: {places}{more}. Look at them, or lower the rate: --set train.lr={job.record['lr'] / 10:.1e}",
         ) from None
-    except Interrupted as error:
-        _keep_moved(loop, job)
-        job.folder.keep({**job.folder.record(), "proofs": job.proofs})
-        raise Interrupted(f"{error.resume} Go on with the same command and --resume.") from None
     finally:
         loop.log.close()
-    _keep_moved(loop, job)
 
 
-def _keep_moved(loop: Loop, job: Job) -> None:
-    moved = loop.after_step
-    if isinstance(moved, proofs.Moved) and moved.result is not None:
-        job.proofs.append(moved.result)
+def _keep_moved(line: dict[str, Any], job: Job) -> None:
+    """At once: a run that is killed and resumed does not take its first steps again."""
+    job.proofs.append(line)
+    job.folder.keep({**job.folder.record(), "proofs": job.proofs})
 
 
 def _take_best(loop: Loop, built: Built) -> None:

@@ -29,7 +29,7 @@ class Line:
         record: run.json.
         recipe: dotted key -> value.
         curve: the metric that chooses the checkpoint, at each evaluation.
-        complaint: what is damaged, or None.
+        complaint: what is damaged, or why it failed.
     """
 
     name: str
@@ -109,9 +109,12 @@ def _read(folder: Path) -> Line:
         broken = f"{file} is damaged ({error}): move the folder away, or run it again under another name."
         return Line(folder.name, "damaged", _changed(folder), complaint=broken)
     complaint: str | None = None
+    if record.get("status") == "failed" and record.get("error"):
+        complaint = f"{folder.name} failed: {str(record['error']).strip().splitlines()[-1].strip()}"
     recipe = record.get("recipe")
     if not isinstance(recipe, dict):
-        recipe, complaint = _recipe(folder / "recipe.yaml")
+        recipe, wrong = _recipe(folder / "recipe.yaml")
+        complaint = wrong or complaint
     status = str(record.get("status", "not started"))
     if status in ("running", "not started"):
         status = _alive(folder, status)
@@ -206,21 +209,23 @@ def _result(record: Mapping[str, Any]) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; keys that say nothing (null) are left out."""
+    """Nested mappings as one, with dotted keys."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{key}.")
-        elif value is not None:
+        else:
             found[f"{prefix}{key}"] = value
     return found
 
 
 def _value(key: str, value: Any) -> str:
-    return Path(value).name if key in ("data.train", "data.eval", "data.test") else _shown(value)
+    return Path(value).name if value and key in ("data.train", "data.eval", "data.test") else _shown(value)
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "default"
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

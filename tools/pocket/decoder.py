@@ -10,19 +10,25 @@ from settings import CONTEXT, Settings
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 5, 4, 2, 448
-SCALE = 2.0  # of the table in the residual stream; the last norm takes it back before the output
+HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 160, 5, 4, 2, 448
+SCALE = 1.5  # of the table in the residual stream
+GAIN = 0.07  # of the last norm on the table's dimensions
 LIMIT_PARAMETERS, LIMIT_BYTES = 4_000_000, 8_000_000
 
 
 def fresh(s: Settings) -> LlamaForCausalLM:
-    """Untrained layers over the distilled table, tied to the output. What the layers write into the residual
-    stream starts at zero, so that the last hidden states begin with the table's meaning."""
+    """Untrained layers over the distilled table, tied to the output.
+
+    What the layers write into the residual stream starts at zero, so that the last hidden states begin with the
+    table's meaning. The table fills the first 112 dimensions. Through tied weights they alone would make every
+    word predict itself and its synonyms, so the last norm makes them small for the output (a probe on
+    standardised features does not mind), and 48 further dimensions, at first noise, are the output's own.
+    """
     table: Tensor = torch.load(s.work / "table.refined.pt", weights_only=True)
     tokenizer = AutoTokenizer.from_pretrained(s.work / "tokenizer")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=table.shape[1],
+        hidden_size=HIDDEN,
         intermediate_size=INTERMEDIATE,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
@@ -36,10 +42,13 @@ def fresh(s: Settings) -> LlamaForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(s.seed)
+    meaning = table.shape[1]
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(table * SCALE)
-        model.model.norm.weight.fill_(1 / SCALE)
+        weight = model.model.embed_tokens.weight
+        weight.normal_(0.0, 0.03)
+        weight[:, :meaning] = table * SCALE
+        model.model.norm.weight[:meaning] = GAIN
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()

@@ -15,7 +15,7 @@ from teacher import encode
 from torch import Tensor
 from transformers import AutoTokenizer
 
-WIDTH = 160
+WIDTH = 112  # of the decoder's 160; see decoder.py for the rest
 FIRST_PIECE = 1 + len(SPECIALS) + 256  # <unk>, the special tokens and the bytes mean nothing by themselves
 COMPANY = 0.25  # how far two cases of one word are set apart, relative to a row's norm
 

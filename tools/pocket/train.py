@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 SHARES = {"stories": 0.28, "sampled": 0.44, "asked": 0.14, "tasks": 0.08, "talk": 0.06}  # of the tokens
-COSINE, CONTRAST, TEMPERATURE = 10.0, 0.5, 0.05
+COSINE, CONTRAST, TEMPERATURE = 5.0, 0.5, 0.05
 NEGATIVES, RIVALS = 1000, 4
 
 
@@ -134,6 +134,7 @@ class Run:
     def __init__(self, s: Settings, options: argparse.Namespace) -> None:
         self.s, self.options, self.texts, self.step = s, options, load(s), 0
         self.model, self.readout = fresh(s), nn.Linear(160, 384)
+        self.model.set_attn_implementation("eager")  # on a CPU, at this width, quicker than the fused kernel
         self.rivals = nearest(self.model.model.embed_tokens.weight, RIVALS)
         self.optimizers = optimizers(self.model, self.readout)
         self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]

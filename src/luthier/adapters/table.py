@@ -27,6 +27,7 @@ class Adapter:
             as the model: Yang et al. 2022, arXiv:2203.03466, table 3, hidden weights under Adam).
         epochs: default number of passes.
         head_lr: default rate of a new last layer beside it.
+        decay: default weight decay (decoupled); a linear probe wants much of it.
         stores: what the run keeps: "head", "adapter" or "model".
         identity: attaching changes no output.
         off_is_base: switched off, the base is exactly itself.
@@ -44,6 +45,7 @@ class Adapter:
     scales: bool
     epochs: float
     head_lr: float
+    decay: float
     stores: str
     identity: bool
     off_is_base: bool
@@ -76,22 +78,22 @@ def _lora(model: nn.Module, options: Lora, seed: int) -> nn.Module:
 ADAPTERS: dict[str, Adapter] = {
     "head": Adapter(
         doc="feature extraction: the pretrained model is frozen, only the new last layer learns, on cached features",
-        attach=_head, options=Head, lr=1e-2, scales=False, epochs=40, head_lr=1e-2, stores="head",
+        attach=_head, options=Head, lr=1e-3, scales=False, epochs=30, head_lr=1e-3, decay=1.0, stores="head",
         identity=True, off_is_base=True, merges=True, caches=True, bundles=True, packs=True, checkpointing=True,
     ),
     "full": Adapter(
         doc="full fine-tuning: every parameter learns",
-        attach=_full, options=Full, lr=5e-5, scales=True, epochs=5, head_lr=1e-3, stores="model",
+        attach=_full, options=Full, lr=5e-5, scales=True, epochs=5, head_lr=1e-3, decay=0.01, stores="model",
         identity=True, off_is_base=False, merges=True, caches=False, bundles=True, packs=True, checkpointing=True,
     ),
     "last-n": Adapter(
         doc="the last n blocks, the final norm and the new last layer learn, on cached activations below them",
-        attach=_last_n, options=LastN, lr=1e-4, scales=True, epochs=8, head_lr=1e-3, stores="model",
+        attach=_last_n, options=LastN, lr=1e-4, scales=True, epochs=8, head_lr=1e-3, decay=0.01, stores="model",
         identity=True, off_is_base=False, merges=True, caches=True, bundles=True, packs=True, checkpointing=True,
     ),
     "lora": Adapter(
         doc="low-rank updates beside every linear layer of every block (Hu et al. 2021, arXiv:2106.09685)",
-        attach=_lora, options=Lora, lr=5e-4, scales=True, epochs=8, head_lr=1e-3, stores="adapter",
+        attach=_lora, options=Lora, lr=5e-4, scales=True, epochs=8, head_lr=1e-3, decay=0.01, stores="adapter",
         identity=True, off_is_base=True, merges=True, caches=False, bundles=True, packs=True, checkpointing=True,
     ),
 }  # fmt: skip

@@ -261,7 +261,7 @@ def load(name: str, data: Data, store: Path, *, expect: str | None = None) -> Ro
     options = json.dumps([data.columns, data.label_separator, data.on_bad_row, expect, 1], sort_keys=True)
     key = hashlib.sha256(f"{content()}|{options}".encode()).hexdigest()[:32]
     target = store / f"{key}.arrow"
-    if Path(name).exists() and target.exists():
+    if Path(name).exists() and target.exists() and target.with_suffix(".json").exists():
         return _map(target, name)
     store.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=store, prefix="writing-", suffix=".arrow")
@@ -293,11 +293,10 @@ def load_unlabelled(name: str, data: Data, store: Path, kind: str) -> Rows:
     record, rows = RECORDS[kind], []
     needs = record.needs[0]
     for line, raw in lines:
-        row = {rename.get(key, key): value for key, value in raw.items()}
+        row = _renamed(raw, rename)
         if "__broken__" not in raw and needs not in row:
-            raise UserError(
-                f"There is no column {data.columns.get(needs, needs)!r}. The columns are: {', '.join(raw)}.", where=name
-            )
+            wanted = data.columns.get(needs, needs)
+            raise UserError(f"There is no column {wanted!r}. The columns are: {', '.join(raw)}.", where=name)
         try:
             if "__broken__" in raw:
                 raise BadRow(str(raw["__broken__"]))
@@ -343,7 +342,7 @@ def _write(lines: Lines, name: str, data: Data, expect: str | None, path: Path) 
         try:
             if "__broken__" in raw:
                 raise BadRow(str(raw["__broken__"]))
-            row = {rename.get(key, key): value for key, value in raw.items()}
+            row = _renamed(raw, rename)
             if record is None:
                 _check_columns(raw, data, name)
                 kind = kind_of(list(row), name)
@@ -379,6 +378,12 @@ def _write(lines: Lines, name: str, data: Data, expect: str | None, path: Path) 
         writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
     writer.close()
     return {"kind": kind, "hash": digest.hexdigest(), "skipped": skipped}
+
+
+def _renamed(raw: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
+    """Our names for theirs; a column that bears one of our names but was not meant gives way."""
+    taken = set(rename.values())
+    return {rename.get(key, key): value for key, value in raw.items() if key in rename or key not in taken}
 
 
 def _check_columns(raw: Mapping[str, Any], data: Data, name: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
@@ -87,7 +88,7 @@ def save(folder: Path, name: str, tensors: Mapping[str, Tensors], state: Mapping
         temporary.rename(target)
         _sync_folder(folder)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError) as error:  # safetensors wraps an OSError in its own
+    except (OSError, SafetensorError) as error:  # safetensors wraps an OSError in its own
         shutil.rmtree(temporary, ignore_errors=True)
         raise unwritable(folder, error) from None
     return target

@@ -79,6 +79,13 @@ class Head(nn.Module):
         self.register_buffer("scale", torch.ones(width), persistent=True)
         self.standardized, self.biased = False, bias
 
+    def start_from(self, pooler: nn.Linear | None) -> None:
+        """Take the pretrained pooler as the hidden layer, where there is one."""
+        if self.hidden is not None and pooler is not None:
+            with torch.no_grad():
+                self.hidden.weight.copy_(pooler.weight)
+                self.hidden.bias.copy_(pooler.bias)
+
     def standardize(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
         """Scale features to mean 0 (where there is a bias to fold it into) and deviation 1; starts from zero weights."""
         if not self.biased:

@@ -237,6 +237,21 @@ def backbone(base: Base, *, attention: str = "sdpa", layer: int = -1, where: str
     return result
 
 
+def pooler(base: Base) -> nn.Linear | None:
+    """BERT's pretrained pooler (tanh(W h_cls + b) is what its own classifier reads), or None where none was saved."""
+    from transformers import AutoModel
+
+    with quiet():
+        model, report = AutoModel.from_pretrained(
+            base.path, revision=base.revision, dtype=torch.float32, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True, add_pooling_layer=True,
+        )  # fmt: skip
+    if any(name.startswith("pooler.") for name in report["missing_keys"]):
+        return None
+    found: nn.Linear = model.pooler.dense
+    return found
+
+
 def _keep_layers(model: Any, base: Base, layer: int, where: str | None) -> None:
     keep = base.depth + 1 + layer if layer < 0 else layer
     if not 1 <= keep <= base.depth:

@@ -96,6 +96,15 @@ def about(folder: Path) -> About:
     return About(**{**values, "labels": tuple(values["labels"])})
 
 
+def started_from(told: About) -> tuple[load.Base, nn.Module]:
+    """The backbone that a run started from: a pretrained model, or an earlier run's with its adapter merged."""
+    if (Path(told.base) / ABOUT).is_file() and about(Path(told.base)).stores == "adapter":
+        earlier, _, base = read(Path(told.base))
+        return base, bridge.merged(earlier.backbone)
+    base = load.find(told.base, told.revision)
+    return base, load.backbone(base, attention=told.attention, layer=told.layer)
+
+
 def read(folder: Path) -> tuple[TaskModel, About, load.Base]:
     """The tuned model in evaluation mode.
 
@@ -107,8 +116,7 @@ def read(folder: Path) -> tuple[TaskModel, About, load.Base]:
         base = load.find(str(folder))
         backbone = load.backbone(base, attention=told.attention)
     else:
-        base = load.find(told.base, told.revision)
-        backbone = load.backbone(base, attention=told.attention, layer=told.layer)
+        base, backbone = started_from(told)
         if weights_hash(backbone) != told.base_hash:
             raise UserError(
                 f"The base {told.base!r} is not the one this run was trained on: its weights differ.",

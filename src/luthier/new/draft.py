@@ -117,7 +117,7 @@ def draft(
 
 
 def shares(checked: Checked, roles: Roles, whole: bool, given: set[str], where: str) -> dict[str, float]:
-    """The shares to hold out: the usual ones, or the first for which no part is empty.
+    """The shares to hold out: the usual ones, or the first that give each part two rows.
 
     Raises:
         UserError: if there are too few rows.
@@ -129,12 +129,12 @@ def shares(checked: Checked, roles: Roles, whole: bool, given: set[str], where: 
     rows = sources.from_memory(checked.rows, RECORDS[roles.kind], roles.kind, settings)
     for one, two in SHARES:
         wanted = {"eval": one} | ({} if "test" in given or not two else {"test": two})
-        if all(len(part) for part in hash_split(rows, wanted, 0).values()):
+        if all(len(part) > 1 for part in hash_split(rows, wanted, 0).values()):
             return {"eval": one, "test": usual["test"] if "test" in given else two}
     raise UserError(
         f"{len(rows)} usable rows are too few to learn from some and judge on others.",
         where=where,
-        hint="Add rows: two different texts of each label at the least, thirty to be of use.",
+        hint="Add rows: a few different texts of each label at the least, thirty to be of use.",
     )
 
 

@@ -26,8 +26,7 @@ TAGS = (
 )  # fmt: skip
 PAIRS = (
     ("text", "text pair"), ("premise", "hypothesis"), ("question", "passage"), ("query", "passage"),
-    ("query", "document"), ("question", "answer"), ("question", "sentence"), ("claim", "evidence"),
-    ("source", "target"),
+    ("query", "document"), ("question", "sentence"), ("claim", "evidence"),
 )  # fmt: skip
 NUMBERED = frozenset((*TEXTS, "q", "s", "sent"))  # question1 and question2, text_a and text_b are a pair
 SCORES = frozenset(_listed("score stars rating similarity grade points price relevance"))

@@ -46,7 +46,7 @@ def _rare(labels: Counter[str], task: str) -> list[str]:
     if not rare or task == "tag":
         return []
     named = ", ".join(label[:40] for label in rare[:6]) + (", ..." if len(rare) > 6 else "")
-    return [f"{len(rare)} labels have fewer than {RARE} rows and can hardly be learnt or judged: {named}"]
+    return [f"Hardly to be learnt or judged, with fewer than {RARE} rows each: {named}"]
 
 
 def chosen(drafted: Drafted, to: Path) -> list[str]:

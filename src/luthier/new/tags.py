@@ -42,14 +42,15 @@ def _items(column: Column) -> list[list[Any]]:
 
 
 def _aligned(tokens: Column, tags: Column) -> bool:
-    """Whether nearly every row has one tag for each token, and the tags recur."""
+    """Whether nearly every row has one tag for each token, and the tags recur and are no words of the texts."""
     if not all(column.lists is not None or column.is_string for column in (tokens, tags)):
         return False
     pairs = [(len(one), len(two)) for one, two in zip(_items(tokens), _items(tags), strict=True) if one and two]
     if not pairs or sum(one == two for one, two in pairs) < 0.95 * len(pairs) or max(pairs) < (2, 2):
         return False
-    distinct = {str(item) for row in _items(tags) for item in row}
-    return len(distinct) <= max(4, 0.5 * sum(two for _, two in pairs))
+    words, distinct = ({str(item) for row in _items(column) for item in row} for column in (tokens, tags))
+    recur = len(distinct) <= max(4, 0.5 * sum(two for _, two in pairs))
+    return recur and len(distinct & words) <= 0.5 * len(distinct)
 
 
 def python_lists(column: Column, where: str) -> UserError:

@@ -130,7 +130,9 @@ class Train(Settings):
     schedule: Literal["cosine", "linear", "constant"] = Field("linear", description="decay after the warm-up")
     warmup: Share = Field(0.06, description="share of the steps over which the rate rises from zero")
     clip: Rate | None = Field(1.0, description="largest norm of the gradient; null switches clipping off")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="decoupled decay, on matrices only")
+    weight_decay: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="decoupled decay, on matrices only; each adapt has its own default"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto asks the machine")
     max_length: Annotated[int, Field(ge=4)] | None = Field(
         None, description="longest row in tokens; truncation is counted"
