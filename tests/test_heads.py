@@ -59,7 +59,7 @@ def test_standardize_and_fold_is_exact(bias: bool, mean: float, deviation: float
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(50, 6, generator=generator, dtype=torch.float64) * torch.arange(1, 7) + 4
     head = Head(6, 3, bias=bias).double()
-    head.standardize(features.mean(0), features.std(0, correction=0))
+    head.standardize(features.mean(0), features.std(0, correction=0), from_zero=True)
     assert torch.equal(head.output.weight, torch.zeros_like(head.output.weight))
     with torch.no_grad():
         head.output.weight.normal_(generator=generator)
@@ -75,7 +75,7 @@ def test_standardize_and_fold_is_exact(bias: bool, mean: float, deviation: float
 def test_standardized_features_have_mean_0_and_deviation_1() -> None:
     features = torch.randn(200, 5, dtype=torch.float64) * 7 + 3
     head = Head(5, 2).double()
-    head.standardize(features.mean(0), features.std(0, correction=0))
+    head.standardize(features.mean(0), features.std(0, correction=0), from_zero=True)
     seen: list[torch.Tensor] = []
     head.output.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     head(features)
@@ -86,7 +86,7 @@ def test_standardized_features_have_mean_0_and_deviation_1() -> None:
 def test_a_dead_feature_does_no_harm() -> None:
     features = torch.cat([torch.randn(20, 2), torch.full((20, 1), 5.0)], 1)
     head = Head(3, 2)
-    head.standardize(features.mean(0), features.std(0, correction=0))
+    head.standardize(features.mean(0), features.std(0, correction=0), from_zero=True)
     assert torch.isfinite(head(features)).all()
 
 

@@ -135,7 +135,7 @@ def list_runs(runs: Runs = RUNS) -> None:
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(help="adapters, methods, losses, metrics, schedules, sources, recipe, schema")],
+    what: Annotated[str, typer.Argument(help="adapters, methods, losses, metrics, schedules, sources, records, recipe, schema")],
 ) -> None:
     """The tables of the house, with their docs."""
     from luthier.show import show as verb

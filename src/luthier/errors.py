@@ -7,6 +7,9 @@ left a resumable checkpoint. Anything else that reaches the command line is a de
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 EXIT_OK = 0
 EXIT_USER = 2
 EXIT_DEFECT = 70  # EX_SOFTWARE of sysexits.h
@@ -38,3 +41,19 @@ class Interrupted(Exception):
     def __init__(self, resume: str) -> None:
         self.resume = resume
         super().__init__(resume)
+
+
+def unwritable(folder: Path, error: BaseException) -> Exception:
+    """The sentence for a disk that is full or closed; any other error is returned as it is."""
+    number = getattr(error, "errno", None)
+    text = str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
+        return UserError(
+            f"The disk is full: nothing more could be written below {str(folder)!r}.",
+            hint="What was saved before is whole. Make room, then run the same command with --resume.",
+        )
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in text:
+        return UserError(
+            f"No permission to write below {str(folder)!r}.", hint="Choose another place with --runs FOLDER."
+        )
+    return error if isinstance(error, Exception) else RuntimeError(text)

@@ -13,8 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from luthier.engine.checkpoint import unwritable
-from luthier.errors import UserError
+from luthier.errors import UserError, unwritable
 from luthier.recipe import Recipe, read, write
 
 DEFAULT_RUNS = Path("runs")

@@ -120,7 +120,7 @@ def _key(model: TaskModel, kind: str, depth: int, shared: str, view: View, work:
         pad,
     ]
     return key(
-        weights=shared, config=_configuration(model), kind=kind, depth=depth, pooling=model.pooling, rows=view.encoded.hash, pad=view.pad_id,
+        weights=shared, kind=kind, depth=depth, pooling=model.pooling, rows=view.encoded.hash, pad=view.pad_id,
         precision=work.precision, device=work.device.type, attention=attention, limit=work.limit,
         torch=torch.__version__, transformers=transformers.__version__, cpu=torch.backends.cpu.get_cpu_capability(),
         source=[inspect.getsource(item) for item in sources], load=inspect.getsource(load._keep_layers),
@@ -131,7 +131,9 @@ def _configuration(model: TaskModel) -> dict[str, Any]:
     """What the weights do not say: rotary base, epsilons, activation, windows."""
     config: Any = plain(model.backbone).config
     told: dict[str, Any] = config.to_dict()
-    return {name: value for name, value in told.items() if name not in ("_name_or_path", "transformers_version", "dtype")}
+    return {
+        name: value for name, value in told.items() if name not in ("_name_or_path", "transformers_version", "dtype")
+    }
 
 
 @torch.no_grad()
@@ -182,24 +184,29 @@ def _fill(model: TaskModel, kind: str, view: View, work: Work, out: np.ndarray, 
                 )
 
 
-def moments(model: TaskModel, view: View, work: Work) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of each feature of a frozen backbone, in float64, a piece at a time; cached or not."""
+def moments(model: TaskModel, view: View, work: Work, rows: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of each feature the head reads, in float64, a piece at a time; cached or not.
+
+    rows: over so many rows, evenly spread, where the features will move anyway; all where they are frozen.
+    """
     count, total, squares = 0, 0.0, 0.0
-    for part in _pieces(model, view, work):
+    for part in _pieces(model, view, work, rows):
         count, total, squares = count + len(part), total + part.sum(0), squares + (part**2).sum(0)
     mean = np.asarray(total) / count
     deviation = np.sqrt(np.maximum(np.asarray(squares) / count - mean**2, 0.0))
     return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
 
 
-def _pieces(model: TaskModel, view: View, work: Work) -> Iterator[np.ndarray]:
-    if view.features is not None:
+def _pieces(model: TaskModel, view: View, work: Work, rows: int | None) -> Iterator[np.ndarray]:
+    if view.features is not None and view.feature_kind != "boundary":
         for start in range(0, len(view.features), 8192):
             yield np.asarray(view.features[start : start + 8192], dtype=np.float64)
         return
     model.eval()
-    for ids in sweep(view.encoded.lengths, len(view), limit=work.limit):
-        batch = view.inputs(ids)
+    count = len(view) if rows is None else min(rows, len(view))
+    chosen = np.unique(np.linspace(0, len(view) - 1, count).astype(int))
+    for part in sweep(view.encoded.lengths[chosen], len(chosen), limit=work.limit):
+        batch = view.inputs(chosen[part])
         values = _column(model, "pooled", batch, work)
         yield (values if values.ndim == 2 else values[batch["attention_mask"].bool()]).double().numpy()
         if work.stop:

@@ -34,7 +34,7 @@ from luthier.engine.cache import Cache
 from luthier.engine.log import Console, Log
 from luthier.engine.loop import Loop, NotFinite, Settings, load_learned
 from luthier.engine.stop import Stop
-from luthier.errors import Interrupted, UserError
+from luthier.errors import Interrupted, UserError, unwritable
 from luthier.evaluate import metrics
 from luthier.gather import Gathered, gather
 from luthier.methods import method as method_of
@@ -44,6 +44,7 @@ from luthier.models.load import Base
 from luthier.predict import Runner, logits, mean_loss, outputs
 from luthier.recipe import Recipe, read
 
+FEWEST_STEPS, MOST_EPOCHS = 150, 25  # of a run whose recipe names neither steps nor epochs
 MAX_LENGTH = 512  # tokens, where the recipe says nothing
 
 
@@ -128,7 +129,7 @@ def _told(error: BaseException, path: Path) -> BaseException:
     """An interruption says how to go on; a disk that is full, wherever it was met, is no defect."""
     if isinstance(error, Interrupted):
         return Interrupted(f"{error.resume} Go on with the same command and --resume.")
-    return checkpoint.unwritable(path, error) if isinstance(error, Exception) else error
+    return unwritable(path, error) if isinstance(error, Exception) else error
 
 
 def _run(job: Job, name: str, again: bool) -> Result:
@@ -242,6 +243,10 @@ def plan_of(
     per_epoch = -(-rows // train.batch_size)
     epochs = train.epochs or ADAPTERS[recipe.adapt.kind].epochs
     steps = train.steps or max(1, round(epochs * per_epoch))
+    if (
+        train.epochs is None and train.steps is None
+    ):  # a small set needs more passes (Mosbach et al. 2021, arXiv:2006.04884)
+        steps = max(steps, min(FEWEST_STEPS, MOST_EPOCHS * per_epoch))
     micro = train.micro_tokens or (16384 if device.type == "cuda" else 8192)
     return Plan(train.batch_size, micro, overhead(parameters, base, device), recipe.seed, steps / per_epoch, steps)
 
@@ -272,9 +277,11 @@ def _first_proofs(job: Job, built: Built, view: View, teach: Any, schema: Schema
 
 
 def _standardize(recipe: Recipe, built: Built, view: View, work: frozen.Work) -> None:
-    """Of a frozen backbone; whether its features are cached must change nothing but the time."""
-    if frozen.kind_of(built.model)[0] in ("pooled", "token") and recipe.method.features == "standardized":
-        built.model.head.standardize(*frozen.moments(built.model, view, work))
+    """Scale what the head reads; whether features are cached must change nothing but the time."""
+    if recipe.method.features == "standardized" and built.about.hidden is None:
+        still = frozen.kind_of(built.model)[0] in ("pooled", "token")
+        mean, deviation = frozen.moments(built.model, view, work, None if still else 256)
+        built.model.head.standardize(mean, deviation, from_zero=still)
 
 
 def _loop(

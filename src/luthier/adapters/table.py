@@ -83,17 +83,17 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "full": Adapter(
         doc="full fine-tuning: every parameter learns",
-        attach=_full, options=Full, lr=5e-5, scales=True, epochs=5, head_lr=1e-3, decay=0.01, stores="model",
+        attach=_full, options=Full, lr=5e-5, scales=True, epochs=5, head_lr=3e-3, decay=0.01, stores="model",
         identity=True, off_is_base=False, merges=True, caches=False, bundles=True, packs=True, checkpointing=True,
     ),
     "last-n": Adapter(
         doc="the last n blocks, the final norm and the new last layer learn, on cached activations below them",
-        attach=_last_n, options=LastN, lr=1e-4, scales=True, epochs=8, head_lr=1e-3, decay=0.01, stores="model",
+        attach=_last_n, options=LastN, lr=1e-4, scales=True, epochs=8, head_lr=3e-3, decay=0.01, stores="model",
         identity=True, off_is_base=False, merges=True, caches=True, bundles=True, packs=True, checkpointing=True,
     ),
     "lora": Adapter(
         doc="low-rank updates beside every linear layer of every block (Hu et al. 2021, arXiv:2106.09685)",
-        attach=_lora, options=Lora, lr=5e-4, scales=True, epochs=8, head_lr=1e-3, decay=0.01, stores="adapter",
+        attach=_lora, options=Lora, lr=5e-4, scales=True, epochs=8, head_lr=3e-3, decay=0.01, stores="adapter",
         identity=True, off_is_base=True, merges=True, caches=False, bundles=True, packs=True, checkpointing=True,
     ),
 }  # fmt: skip

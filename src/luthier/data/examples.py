@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
@@ -97,7 +98,10 @@ def _list(value: Any, column: str) -> list[Any]:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise BadRow(f"{column} is not a JSON list: {error.msg}") from None
+            try:
+                value = ast.literal_eval(value)  # as Python prints a list: ['a', 'b']
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                raise BadRow(f"{column} is not a JSON list: {error.msg}") from None
     if not isinstance(value, (list, tuple)):
         raise BadRow(f"{column} is {value!r}, expected a list")
     return list(value)

@@ -44,7 +44,7 @@ def read_csv(path: Path, delimiter: str = ",") -> Lines:
         header = next(reader, None)
         if header is None:
             return
-        names = [name.strip() for name in header]
+        names = [name.strip() or f"column {position}" for position, name in enumerate(header, 1)]
         if len(set(names)) != len(names):
             raise UserError(f"Two columns have the same name: {', '.join(names)}.", where=f"{path}:1")
         while True:
@@ -136,10 +136,8 @@ def read_folder(path: Path) -> Lines:
 
     loaded = datasets.load_from_disk(str(path))
     if isinstance(loaded, datasets.DatasetDict):
-        raise UserError(
-            f"{path} holds several splits: {', '.join(loaded)}.",
-            hint=f"Name one folder, such as {path / next(iter(loaded))}.",
-        )
+        hint = f"Name one folder, such as {path / next(iter(loaded))}."
+        raise UserError(f"{path} holds several splits: {', '.join(loaded)}.", hint=hint)
     yield from _named_classes(loaded)
 
 
@@ -368,11 +366,8 @@ def _write(lines: Lines, name: str, data: Data, expect: str | None, path: Path) 
             writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
             chunk = []
     if writer is None or count == 0:
-        reason = (
-            f" ({len(skipped)} broken rows were skipped, the first: line {skipped[0][0]}, {skipped[0][1]})"
-            if skipped
-            else ""
-        )
+        first = f"the first: line {skipped[0][0]}, {skipped[0][1]}" if skipped else ""
+        reason = f" ({len(skipped)} broken rows were skipped, {first})" if skipped else ""
         raise UserError(f"No rows were found{reason}.", where=name)
     if chunk:
         writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))

@@ -47,6 +47,10 @@ def hash_split(rows: Rows, shares: dict[str, float], seed: int) -> dict[str, np.
             label = "|".join(row["label"]) if "label" in row else ""
             strata[first_label.setdefault(key, label)][key] = None
             position += 1
+    if any("|" in label for label in strata):  # combinations of labels: the rare ones make one stratum
+        rare = [label for label, members in strata.items() if len(members) < 10]
+        pooled = {key: None for label in rare for key in strata.pop(label)}
+        strata["|"] = pooled
     part_of: dict[int, str] = {}
     for members in strata.values():
         order = sorted(members, key=lambda key: hashlib.blake2b(key.to_bytes(8, "big") + salt, digest_size=8).digest())

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from luthier.engine.checkpoint import unwritable
+from luthier.errors import unwritable
 
 # Called with (array, units already done); fills on and yields the number of units done so far.
 Fill = Callable[[np.ndarray, int], Iterator[int]]

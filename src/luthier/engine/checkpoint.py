@@ -7,7 +7,6 @@ checkpoint: it is named, and the one before it is used.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from luthier.errors import UserError
+from luthier.errors import unwritable
 
 MANIFEST = "manifest.json"
 Tensors = Mapping[str, torch.Tensor]
@@ -92,22 +91,6 @@ def save(folder: Path, name: str, tensors: Mapping[str, Tensors], state: Mapping
         shutil.rmtree(temporary, ignore_errors=True)
         raise unwritable(folder, error) from None
     return target
-
-
-def unwritable(folder: Path, error: BaseException) -> Exception:
-    """The sentence for a disk that is full or closed; any other error is returned as it is."""
-    number = getattr(error, "errno", None)
-    text = str(error)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
-        return UserError(
-            f"The disk is full: nothing more could be written below {str(folder)!r}.",
-            hint="What was saved before is whole. Make room, then run the same command with --resume.",
-        )
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in text:
-        return UserError(
-            f"No permission to write below {str(folder)!r}.", hint="Choose another place with --runs FOLDER."
-        )
-    return error if isinstance(error, Exception) else RuntimeError(text)
 
 
 def load(path: Path) -> Checkpoint:

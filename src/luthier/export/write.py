@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from luthier.adapters import bridge
 from luthier.adapters.structure import plain
-from luthier.engine.checkpoint import unwritable
-from luthier.errors import UserError
+from luthier.errors import UserError, unwritable
 from luthier.export import fresh, own
 from luthier.export.card import card, is_hub
 from luthier.export.fresh import Job, NotEqual, Probe

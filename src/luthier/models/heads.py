@@ -86,14 +86,18 @@ class Head(nn.Module):
                 self.hidden.weight.copy_(pooler.weight)
                 self.hidden.bias.copy_(pooler.bias)
 
-    def standardize(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-        """Scale features to mean 0 (where there is a bias to fold it into) and deviation 1; starts from zero weights."""
+    def standardize(self, mean: torch.Tensor, deviation: torch.Tensor, *, from_zero: bool) -> None:
+        """Scale features to mean 0 (where there is a bias to fold it into) and deviation 1.
+
+        `from_zero`: start from zero weights, which serves where nothing below the head learns.
+        """
         if not self.biased:
             deviation, mean = (deviation**2 + mean**2).sqrt(), torch.zeros_like(mean)
         with torch.no_grad():
             self.shift.copy_(mean)
             self.scale.copy_(1.0 / deviation.clamp(min=1e-6))
-            self.output.weight.zero_()
+            if from_zero:
+                self.output.weight.zero_()
         self.standardized = True
 
     def fold(self, mean: float = 0.0, deviation: float = 1.0) -> None:

@@ -91,7 +91,7 @@ class SupervisedSettings(Settings):
     )
     features: Literal["standardized", "raw"] = Field(
         "standardized",
-        description="with a frozen backbone: scale each feature by its mean and deviation, folded into the head",
+        description="scale what the head reads by its mean and deviation before training; folded into the saved head",
     )
 
 
