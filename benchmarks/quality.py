@@ -32,11 +32,6 @@ def cells() -> Iterator[Cell]:
     everything = {"eval": str(val), "test": str(test)}
     whole = sets.write("clinc-train", clinc["train"])
     yield "clinc-all/head/0", _recipe(base, "head", whole, everything, 0)
-    parts = {name: str(sets.write(f"ukp-{name}", ukp[name])) for name in ("train", "val", "test")}
-    for adapt in ("head", LORA8, "last-n", "full"):
-        for seed in range(3):
-            data = {"eval": parts["val"], "test": parts["test"]}
-            yield f"ukp/{_kind(adapt)}/{seed}", _recipe(base, adapt, Path(parts["train"]), data, seed)
     for adapt in ("head", LORA8, "last-n", "full"):
         for seed in range(3):
             ten = sets.write(f"clinc-10-{seed}", sets.few(clinc["train"], 10, seed))
@@ -45,6 +40,11 @@ def cells() -> Iterator[Cell]:
         for adapt in ("head", LORA8, "full", "last-n"):
             if (adapt, seed) != ("head", 0):
                 yield f"clinc-all/{_kind(adapt)}/{seed}", _recipe(base, adapt, whole, everything, seed)
+    parts = {name: str(sets.write(f"ukp-{name}", ukp[name])) for name in ("train", "val", "test")}
+    for adapt in ("head", LORA8, "last-n", "full"):
+        for seed in range(3):
+            data = {"eval": parts["val"], "test": parts["test"]}
+            yield f"ukp/{_kind(adapt)}/{seed}", _recipe(base, adapt, Path(parts["train"]), data, seed)
 
 
 def _kind(adapt: Any) -> str:

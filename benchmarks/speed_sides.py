@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import speed_models
 import torch
 import transformers
 from torch import nn
 
+import speed_models
 from luthier import frozen
 from luthier.adapters.freeze import train_mode
 from luthier.build import base_of, build
@@ -87,7 +87,7 @@ class Ours:
         """Features from the cache or computed into it, the loop, its last checkpoint; the loss of each step."""
         stop, console = Stop(), Console(quiet=True)
         cache = Cache(self.work / "cache")
-        work = frozen.Work(cache, console, stop, CPU, "fp32", self.plan.micro_tokens)
+        work = frozen.Work(cache, console, stop, CPU, "fp32", self.plan.micro_tokens, self.plan.overhead)
         self.attached = frozen.attach(self.built.model, {"train": self.view}, work, self.plan.epochs, "sdpa")
         loop = self.loop(console, stop)
         loop.run()

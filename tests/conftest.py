@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+
+import tiny
 
 torch.set_num_threads(1)
 atexit.register(shutil.rmtree, os.environ["LUTHIER_CACHE"], ignore_errors=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from luthier import cli, errors
 
 Tell = Callable[..., str]
@@ -222,7 +222,7 @@ def test_the_same_text_with_two_labels_is_told(tell: Tell, tmp_path: Path) -> No
     tell(rows, code=0, options=("--name", "two"))
     record = json.loads((tmp_path / "runs" / "two" / "run.json").read_text())
     told = " ".join(record["warnings"])
-    holds(told, "label", "a.csv:42")
+    holds(told, "another label", "a.csv:43")
 
 
 def test_the_same_text_in_train_and_test_is_told(tell: Tell, tmp_path: Path) -> None:
@@ -238,6 +238,11 @@ def test_a_run_folder_that_exists(tell: Tell, tmp_path: Path) -> None:
     tell(code=0, options=("--name", "x", "--resume"))
     said = tell(options=("--name", "x", "--resume", "--set", "train.lr=0.5"))
     holds(said, "train.lr", "0.5", "--name")
+
+
+def test_a_run_that_failed_before_anything_was_saved_may_be_given_again(tell: Tell, tmp_path: Path) -> None:
+    holds(tell(options=("--name", "x", "--set", "train.metric=nothing")), "nothing")
+    tell(code=0, options=("--name", "x"))
 
 
 def test_a_run_that_another_process_holds(tell: Tell, tmp_path: Path) -> None:

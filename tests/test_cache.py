@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from luthier import frozen
 from luthier.data.render import encode
 from luthier.data.view import View

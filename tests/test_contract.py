@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import Made
 
+import tiny
 from luthier.adapters import ADAPTERS, bridge
 from luthier.adapters.freeze import frozen_blocks
 from luthier.adapters.structure import plain, structure
 from luthier.models import saved
 from luthier.models.heads import TaskModel
 from luthier.proofs import relative
+from tiny import Made
 
 POOLINGS, TASKS = ("mean", "cls", "last"), ("classify", "regress", "tag", "multilabel")
 WAYS: dict[str, Any] = {"head": "head", "full": "full", "last-n": {"kind": "last-n", "n": 1}, "lora": "lora"}

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-import tiny
 
+import tiny
 from luthier.data.examples import RECORDS, Rows
 from luthier.data.render import encode
 from luthier.data.sources import from_memory, load

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import Made
 
+import tiny
 from luthier.adapters.freeze import frozen_blocks, train_mode
 from luthier.adapters.structure import plain, structure
 from luthier.data.bundles import cut, pad
@@ -26,6 +25,7 @@ from luthier.engine import checkpoint, optimizer
 from luthier.engine.loop import Loop, NotFinite
 from luthier.engine.optimizer import factor
 from luthier.methods.supervised import IGNORED, Objective, Schema, cross_entropy
+from tiny import Made
 
 
 def sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

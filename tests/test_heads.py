@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from luthier.models.heads import POOLINGS, Head
 from luthier.proofs import relative
 

@@ -29,8 +29,8 @@ MAY: dict[str, set[str]] = {
     "methods": {"data", "models", "statistics", "recipe"},  # a method's fields are the recipe's
     "engine": set(),
     "evaluate": {"data", "models", "statistics"},
-    **{name: BELOW_RUN | RUN_FLOOR for name in RUN_FLOOR},
-    **{name: BELOW_RUN | RUN_FLOOR | ABOVE_RUN for name in ABOVE_RUN},
+    **dict.fromkeys(RUN_FLOOR, BELOW_RUN | RUN_FLOOR),
+    **dict.fromkeys(ABOVE_RUN, BELOW_RUN | RUN_FLOOR | ABOVE_RUN),
     "demo": BELOW_RUN | RUN_FLOOR | ABOVE_RUN,
     "api": BELOW_RUN | RUN_FLOOR | ABOVE_RUN,  # the verbs as functions, for a notebook
     "columns": set(),  # reads values, nothing of ours

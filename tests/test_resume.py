@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import tiny
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the attempts are forked")

@@ -165,7 +165,7 @@ WORDS = {
     "weather": ["rain", "snow", "wind", "sun", "cloud"],
     "food": ["bread", "soup", "cake", "rice", "milk"],
 }
-FILLER = "please tell me about the thing that we saw at the library today and why it was so good".split()
+FILLER = ["please", "tell", "me", "about", "the", "thing", "that", "we", "saw", "at", "the", "library", "today", "and", "why", "it", "was", "so", "good"]
 
 
 def easy_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 from luthier.adapters import ADAPTERS
 from luthier.adapters.structure import plain
 from luthier.errors import UserError
-from luthier.models import load, saved
+from luthier.models import belongs, load, saved
 from luthier.models.heads import Head, TaskModel
 from luthier.models.saved import About, weights_hash
 from luthier.recipe import Recipe
@@ -76,6 +76,7 @@ def build(
     else:
         place = recipe.where("method", "layer")
         backbone = load.backbone(base, attention=recipe.model.attention, layer=settings.layer, where=place)
+        belongs.check(backbone, base.tokenizer, base.name, recipe.where("model"))
     base_hash = weights_hash(backbone)
     parameters = sum(p.numel() for p in backbone.parameters())
     try:

@@ -167,6 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _guarded(arguments: list[str], debug: bool) -> int:
     try:
         outcome: Any = app(arguments, standalone_mode=False)
+        if outcome == 130:  # Ctrl-C before a verb has its own handler
+            raise KeyboardInterrupt
         return int(outcome or 0)
     except errors.UserError as error:
         _told(str(error), debug)

@@ -52,6 +52,10 @@ def unwritable(folder: Path, error: BaseException) -> Exception:
             f"The disk is full: nothing more could be written below {str(folder)!r}.",
             hint="What was saved before is whole. Make room, then run the same command with --resume.",
         )
+    if number == errno.ENOTDIR:
+        return UserError(
+            f"{str(folder)!r} can't be made: a part of this path is a file.", hint="Choose another place with --runs FOLDER."
+        )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in text:
         return UserError(
             f"No permission to write below {str(folder)!r}.", hint="Choose another place with --runs FOLDER."

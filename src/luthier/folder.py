@@ -94,7 +94,7 @@ def begin(recipe: Recipe, name: str, runs: Path, resume: bool) -> tuple[Folder, 
         UserError: if the run exists and was not to be resumed, or its recipe is another.
     """
     folder = Folder(runs / name)
-    if not folder.recipe.exists():
+    if not folder.recipe.exists() or _failed_early(folder):
         return folder, recipe, False
     if not resume:
         state = folder.record().get("status", "unfinished")
@@ -111,6 +111,11 @@ def begin(recipe: Recipe, name: str, runs: Path, resume: bool) -> tuple[Folder, 
             hint="Resume goes on exactly. Put the value back, or give the run another --name.",
         )
     return folder, before, True
+
+
+def _failed_early(folder: Folder) -> bool:
+    """Ended by an error before anything was saved: the mended command may be given again."""
+    return not any(folder.checkpoints.glob("step-*")) and folder.record().get("status") == "failed"
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

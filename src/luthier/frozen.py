@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Work:
     device: torch.device
     precision: str
     limit: int
+    overhead: float = math.inf
 
 
 def kind_of(model: TaskModel) -> tuple[str | None, int]:
@@ -117,11 +119,12 @@ def _key(model: TaskModel, kind: str, depth: int, shared: str, view: View, work:
         TaskModel.features,
         boundary.Boundary,
         _fill,
+        sweep,
         pad,
     ]
     return key(
         weights=shared, kind=kind, depth=depth, pooling=model.pooling, rows=view.encoded.hash, pad=view.pad_id,
-        precision=work.precision, device=work.device.type, attention=attention, limit=work.limit,
+        precision=work.precision, device=work.device.type, attention=attention, limit=work.limit, overhead=work.overhead,
         torch=torch.__version__, transformers=transformers.__version__, cpu=torch.backends.cpu.get_cpu_capability(),
         source=[inspect.getsource(item) for item in sources], load=inspect.getsource(load._keep_layers),
     )  # fmt: skip
@@ -147,15 +150,18 @@ def _column(model: TaskModel, kind: str, batch: dict[str, torch.Tensor], work: W
     return out.float().cpu()
 
 
+def _batches(lengths: np.ndarray, work: Work) -> Iterator[np.ndarray]:
+    return sweep(lengths, len(lengths), limit=work.limit, overhead=work.overhead)
+
+
 def _seconds_per_token(model: TaskModel, kind: str, view: View, work: Work) -> float:
-    """Timed on a few rows of middling length."""
+    """Timed on rows of middling length: few enough that asking costs a hundredth of the work, or one row."""
     order = np.argsort(view.encoded.lengths, kind="stable")
-    ids = order[len(order) // 2 :][:8]
-    batch = view.inputs(ids)
+    ids = order[len(order) // 2 :][: min(8, 1 + len(order) // 100)]
     model.eval()
-    _column(model, kind, batch, work)
+    _column(model, kind, view.inputs(order[:1]), work)  # what the first call sets up is not counted
     started = time.perf_counter()
-    _column(model, kind, batch, work)
+    _column(model, kind, view.inputs(ids), work)
     return (time.perf_counter() - started) / max(1, int(view.encoded.lengths[ids].sum()))
 
 
@@ -165,7 +171,7 @@ def _fill(model: TaskModel, kind: str, view: View, work: Work, out: np.ndarray, 
     encoded, total = view.encoded, int(view.encoded.offsets[-1])
     read = 0
     with work.console.bar("frozen part", total) as bar:
-        for number, ids in enumerate(sweep(encoded.lengths, len(view), limit=work.limit), 1):
+        for number, ids in enumerate(_batches(encoded.lengths, work), 1):
             read += int(encoded.lengths[ids].sum())
             if number <= done:
                 continue
@@ -205,7 +211,7 @@ def _pieces(model: TaskModel, view: View, work: Work, rows: int | None) -> Itera
     model.eval()
     count = len(view) if rows is None else min(rows, len(view))
     chosen = np.unique(np.linspace(0, len(view) - 1, count).astype(int))
-    for part in sweep(view.encoded.lengths[chosen], len(chosen), limit=work.limit):
+    for part in _batches(view.encoded.lengths[chosen], work):
         batch = view.inputs(chosen[part])
         values = _column(model, "pooled", batch, work)
         yield (values if values.ndim == 2 else values[batch["attention_mask"].bool()]).double().numpy()

@@ -61,7 +61,7 @@ def gather(recipe: Recipe, store: Path) -> Gathered:
         splits |= _hold_out(splits["train"], {name: share for name, share in shares.items() if share > 0}, recipe.seed)
     if "eval" not in splits and "test" not in splits:
         warnings.append("Nothing was held out: no figure here says how the model does on new rows.")
-    return Gathered(splits, how, tuple(warnings + _leaks(splits)))
+    return Gathered(splits, how, tuple(warnings + _contradictions(splits) + _leaks(splits)))
 
 
 def _hold_out(rows: Rows, shares: Mapping[str, float], seed: int) -> dict[str, Rows]:
@@ -83,6 +83,26 @@ def text_keys(rows: Rows) -> np.ndarray:
         for values in zip(*batch.values(), strict=True)
     ]
     return np.array(keys, dtype=np.uint64)
+
+
+def _contradictions(splits: Mapping[str, Rows]) -> list[str]:
+    """The same text with two labels: no model can be right on both."""
+    said = []
+    for name, rows in splits.items():
+        if rows.kind != "text,label":
+            continue
+        first: dict[int, list[str]] = {}
+        other = [
+            row
+            for row, (text, label) in enumerate(zip(text_keys(rows).tolist(), rows.column("label"), strict=True))
+            if first.setdefault(text, label) != label
+        ]
+        if other:
+            said.append(
+                f"{len(other)} {name} rows repeat a text with another label (the first: {rows.place(other[0])}): "
+                "no model can be right on both."
+            )
+    return said
 
 
 def _leaks(splits: Mapping[str, Rows]) -> list[str]:

@@ -19,6 +19,7 @@ from luthier.engine.machine import environment
 from luthier.errors import Interrupted, UserError
 from luthier.evaluate import baselines, metrics, report
 from luthier.evaluate.outputs import Outputs
+from luthier.evaluate.page.words import percent
 from luthier.folder import Folder, now, replace_text
 from luthier.gather import Gathered, texts_for_baselines
 from luthier.methods.supervised import Schema
@@ -53,14 +54,13 @@ def failed(folder: Folder, error: BaseException) -> None:
 
 def where_it_moves(built: Built) -> str:
     """One sentence on what learns."""
-    share = 100 * built.trainable / built.total
     what = {
         "head": "the new last layer",
         "full": "everything",
         "last-n": "the last blocks, the final norm and the new last layer",
         "lora": "low-rank updates in every block, and the new last layer",
     }.get(built.about.adapt, "the adapter and the new last layer")
-    return f"{what}: {built.trainable:,} of {built.total:,} parameters ({share:.2g} %)"
+    return f"{what}: {built.trainable:,} of {built.total:,} parameters ({percent(built.trainable, built.total)})"
 
 
 def sentence(built: Built, schema: Schema, gathered: Gathered, precision: str, device: torch.device) -> str:

@@ -147,21 +147,21 @@ def _run(job: Job, name: str, again: bool) -> Result:
     teach = method_of(recipe.method)
     schema = teach.learn(gathered.splits["train"], recipe.where("method", "task"))
     metric = _metric(recipe, schema)
-    job.memory.start()
     base = base_of(recipe)
     precision = _precision(job, base, saved_at)
     built = build(recipe, base, schema.task, schema.labels, max_length(recipe, base), precision)
     views = _views(job, gathered, built, teach, schema)
     built.model.to(job.device)
+    job.memory.start()
     job.console.say(record.sentence(built, schema, gathered, precision, job.device))
     _first_proofs(job, built, views["train"], teach, schema)
     plan = plan_of(recipe, built.parameters, base, len(views["train"]), job.device, saved_at)
-    work = frozen.Work(job.cache, job.console, job.stop, job.device, precision, plan.micro_tokens)
+    work = frozen.Work(job.cache, job.console, job.stop, job.device, precision, plan.micro_tokens, plan.overhead)
     job.record["frozen"] = frozen.attach(built.model, views, work, plan.epochs, recipe.model.attention)
     _standardize(recipe, built, views["train"], work)
     loop = _loop(job, built, views, teach, schema, plan, metric, precision, saved_at)
     _train(loop, views["train"], job)
-    job.record["peak_bytes"] = job.memory.peak()
+    job.record["peak_bytes"] = job.memory.peak() + sum(p.numel() * p.element_size() for p in built.model.parameters())
     _take_best(loop, built)
     runner = Runner(job.device, precision, plan.micro_tokens, job.stop, job.console)
     record.judge(job.record, job.folder, built, gathered, views, schema, metric, runner)
@@ -252,10 +252,11 @@ def plan_of(
 
 
 def overhead(parameters: int, base: Base, device: torch.device) -> float:
-    """What one more micro-batch costs, in tokens: launching each block against the arithmetic of one token."""
+    """What one more micro-batch costs, in tokens: launching each block, and passing once more over every weight and
+    its gradient, against the arithmetic of one token. CPU: fitted by `benchmarks/speed.py launch`."""
     weights = max(1, parameters - base.config.get_text_config().vocab_size * base.width)
-    launch = 8e9 if device.type == "cuda" else 2e7
-    return float(base.depth * launch / weights)
+    launch, once_more = (8e9, 0.0) if device.type == "cuda" else (6.6e6, 18.0)
+    return float(base.depth * launch / weights + once_more)
 
 
 def _first_proofs(job: Job, built: Built, view: View, teach: Any, schema: Schema) -> None:

@@ -1,7 +1,6 @@
-"""Stage 8: is it worth shipping? Measures the model in the work folder, writes results.json; `--ship`
-copies it into
-the package if it passes (the linear probe beats the bag of words outside the 95 % interval on two real
-sets)."""
+"""Stage 8: is it worth shipping? Measures the model in the work folder and writes results.json. It passes if
+the linear probe beats the bag of words outside the 95 % interval on two real sets. `--ship passing` copies it
+into the package if it does, `--ship always` in any case (its card says which)."""
 
 from __future__ import annotations
 
@@ -128,7 +127,7 @@ def table_alone(s: Settings) -> LlamaForCausalLM:
     return model
 
 
-def run(s: Settings, ship: bool) -> None:
+def run(s: Settings, ship: str) -> None:
     folder = s.work / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -155,12 +154,12 @@ def run(s: Settings, ship: bool) -> None:
     results["passes"] = len({name.split(",")[0] for name in ahead}) >= 2
     write_json(RESULTS, results)
     print(results["probes"], "passes" if results["passes"] else "does not pass")
-    if ship and results["passes"]:
+    if ship == "always" or (ship == "passing" and results["passes"]):
         save(model, s, s.target)
 
 
 if __name__ == "__main__":
     options = parser(__doc__)
-    options.add_argument("--ship", action="store_true")
+    options.add_argument("--ship", choices=("never", "passing", "always"), default="never")
     arguments = options.parse_args()
     run(settings(arguments), arguments.ship)

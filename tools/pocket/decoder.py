@@ -19,9 +19,9 @@ LIMIT_PARAMETERS, LIMIT_BYTES = 4_000_000, 8_000_000
 def fresh(s: Settings) -> LlamaForCausalLM:
     """Untrained layers over the distilled table, tied to the output.
 
-    What the layers write into the residual stream starts at zero, so that the last hidden states begin with the
-    table's meaning. The table fills the first 112 dimensions. Through tied weights they alone would make every
-    word predict itself and its synonyms, so the last norm makes them small for the output (a probe on
+    What the layers write into the residual stream starts at zero, so that the last hidden states begin with
+    the table's meaning. The table fills the first 112 dimensions. Through tied weights they alone would make
+    every word predict itself and its synonyms, so the last norm makes them small for the output (a probe on
     standardised features does not mind), and 48 further dimensions, at first noise, are the output's own.
     """
     table: Tensor = torch.load(s.work / "table.refined.pt", weights_only=True)

@@ -6,6 +6,7 @@ same sample ids in the same micro-batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -90,10 +91,13 @@ class Loader:
         return [self.collate(ids[part]) for part in parts]
 
 
-def sweep(lengths: np.ndarray | None, rows: int, *, limit: int, size: int = 64) -> Iterator[np.ndarray]:
+def sweep(
+    lengths: np.ndarray | None, rows: int, *, limit: int, size: int = 64, overhead: float = math.inf
+) -> Iterator[np.ndarray]:
     """All rows once, in batches of similar length, longest first: for evaluation and caching.
 
-    Longest first so that a batch that does not fit fails at once and the ETA errs on the safe side.
+    Longest first so that a batch that does not fit fails at once and the ETA errs on the safe side. A batch ends where
+    its padding would cost more than `overhead`, what one more batch costs in tokens.
     """
     if lengths is None:
         for start in range(0, rows, 4096):
@@ -102,6 +106,9 @@ def sweep(lengths: np.ndarray | None, rows: int, *, limit: int, size: int = 64) 
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < rows:
-        count = min(size, max(1, limit // int(lengths[order[start]])))
+        longest = int(lengths[order[start]])
+        count = min(size, max(1, limit // longest))
+        padding = np.cumsum(longest - lengths[order[start : start + count]])
+        count = int(np.searchsorted(padding, overhead, side="right"))
         yield order[start : start + count]
         start += count

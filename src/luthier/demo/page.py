@@ -10,7 +10,7 @@ from luthier.demo.show import SAYS, costs, rows_of
 from luthier.evaluate.page import pictures
 from luthier.evaluate.page.sections import section
 from luthier.evaluate.page.style import STYLE
-from luthier.evaluate.page.words import duration, figure, shown, size, table
+from luthier.evaluate.page.words import duration, figure, percent, shown, size, table
 from luthier.evaluate.report import PAGE, POLICY
 from luthier.folder import replace_text
 
@@ -59,8 +59,8 @@ def _table(lines: list[dict[str, Any]], records: Mapping[str, Mapping[str, Any]]
             f'{figure("accuracy", line["accuracy"])}<br><span class="small">{100 * low:.1f} to {100 * high:.1f}</span>',
         ]
         if "trained" in line:
-            share = 100 * line["trained"] / records[way]["adapt"]["total"]
-            row += [f'{line["trained"]:,}<br><span class="small">{share:.2g} %</span>', size(line["stored"]), size(line["state"])]
+            share = percent(line["trained"], records[way]["adapt"]["total"])
+            row += [f'{line["trained"]:,}<br><span class="small">{share}</span>', size(line["stored"]), size(line["state"])]
             row += [size(line["memory"]), duration(line["seconds"]), f'<a href="runs/{way}/report.html">open</a>']
         else:
             row += [""] * 6

@@ -196,7 +196,7 @@ def _check_tokenizer(tokenizer: Any, text: Any, path: str, where: str | None) ->
             isinstance(ours, int)
             and isinstance(theirs, int)
             and ours != theirs
-            and ours not in tokenizer.all_special_ids
+            and (ours not in tokenizer.all_special_ids or ours == tokenizer.pad_token_id != text.pad_token_id)
         ):
             raise UserError(
                 f"The tokenizer in {path!r} does not belong to the model: the model's {role} is {ours}, "

@@ -24,6 +24,7 @@ from luthier.evaluate.page.words import (
     number,
     ordered,
     part,
+    percent,
     plain,
     shown,
     size,
@@ -122,7 +123,7 @@ def tiles(run: Run) -> str:
     if adapt and is_number(adapt.get("trainable")):
         total = adapt.get("total")
         share = (
-            f"{100 * adapt['trainable'] / total:.2g}\u202f% of {millions(total)}" if is_number(total) and total else ""
+            f"{percent(adapt['trainable'], total)} of {millions(total)}" if is_number(total) and total else ""
         )
         found.append(("parameters trained", millions(adapt["trainable"]), share))
     if adapt and is_number(adapt.get("stored_bytes")):

@@ -128,6 +128,12 @@ def higher_is_better(metric: str) -> bool:
     return METRICS[metric].higher_is_better if metric in METRICS else True
 
 
+def percent(part_of: float, whole: float) -> str:
+    """A share with two digits that count, never in powers of ten: 0.033 %, 5.7 %, 100 %."""
+    share = 100 * part_of / whole
+    return f"{share:.0f}\u202f%" if share >= 10 else f"{share:.2g}\u202f%" if share >= 0.001 else "<\u202f0.001\u202f%"
+
+
 def size(value: Any) -> str:
     """Bytes in the unit that reads best."""
     if not is_number(value):

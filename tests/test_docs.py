@@ -1,0 +1,77 @@
+"""Documentation is tested: the README's commands run, its tree and the reference are what the code says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("tool", ["tree.py", "reference.py"])
+def test_generated_pages_are_up_to_date(tool: str) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / tool), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, f"run python tools/{tool}\n{done.stderr}"
+
+
+def commands() -> list[list[str]]:
+    block = README.split("<!-- run: quickstart -->")[1].split("```")[1].removeprefix("sh\n")
+    return [re.sub(r"\s*#.*", "", line).split() for line in block.splitlines() if line.strip()]
+
+
+def test_the_readmes_commands_run_on_a_strangers_file(tmp_path: Path) -> None:
+    rows = (ROOT / "src/luthier/demo/library.csv").read_text(encoding="utf-8")
+    (tmp_path / "messages.csv").write_text(rows, encoding="utf-8")
+    assert commands()[0][:2] == ["luthier", "new"]
+    for command in commands():
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ), timeout=300
+        )
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+    assert (tmp_path / "runs/first/report.html").exists()
+    assert len((tmp_path / "answers.csv").read_text(encoding="utf-8").splitlines()) >= 481
+
+
+def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "messages.csv").write_text((ROOT / "src/luthier/demo/library.csv").read_text(encoding="utf-8"), encoding="utf-8")
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert (tmp_path / "runs/second/report.html").exists()
+
+
+def test_the_readmes_recipe_is_valid(tmp_path: Path) -> None:
+    from luthier.recipe import read
+
+    code = next(block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+    (tmp_path / "recipe.yaml").write_text(code, encoding="utf-8")
+    assert read(tmp_path / "recipe.yaml").adapt.kind == "lora"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_word_is_in_the_reference() -> None:
+    from luthier.adapters import ADAPTERS
+    from luthier.engine.optimizer import SCHEDULES
+    from luthier.evaluate.metrics import METRICS
+    from luthier.methods import METHODS
+    from luthier.methods.supervised import LOSSES
+    from luthier.recipe import Data, HoldOut, Model, Recipe, SupervisedSettings, Train
+
+    page = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    keys = [key for model in (Recipe, Model, Data, HoldOut, SupervisedSettings, Train) for key in model.model_fields]
+    for word in [*ADAPTERS, *METHODS, *LOSSES, *METRICS, *SCHEDULES, *keys]:
+        assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", page), word

@@ -1,0 +1,88 @@
+"""The demo runs, and every figure of docs/map.md is what it measures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.demo import demo
+from luthier.demo.show import rows_of
+from luthier.run import run
+
+ROOT = Path(__file__).resolve().parent.parent
+AT_MOST = {"sum-and-count", "same-score"}
+NEAR = {"head-beats-words": 8.0}  # points: small differences of rounding move single test rows
+LINE = re.compile(r"^\| `([a-z-]+)` \| (.+) \| (.+) \| ([0-9.]+) \|$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    to = tmp_path_factory.mktemp("demo") / "luthier-demo"
+    return to, demo(to, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def measured(shown: tuple[Path, dict[str, Any]]) -> dict[str, float]:
+    to, records = shown
+    lines = {line["way"]: line for line in rows_of(records)}
+    proofs = {way: {p["name"]: p["value"] for p in record["proofs"]} for way, record in records.items()}
+    share = {way: 100 * record["adapt"]["trainable"] / record["adapt"]["total"] for way, record in records.items()}
+    again = run(to / "head.yaml", sets=["seed=1"], runs=to / "runs", name="again", quiet=True).record
+    texts = {name: {row["text"] for row in csv.DictReader((to / "data" / f"{name}.csv").open())} for name in ("train", "eval", "test")}
+    return {
+        "frozen-still": proofs["head"]["moved"],
+        "head-share": share["head"],
+        "head-once": float(again["frozen"]["hit"]),
+        "head-beats-words": 100 * (lines["head"]["accuracy"] - lines["bag-of-words"]["accuracy"]),
+        "full-share": share["full"],
+        "full-state": lines["full"]["state"] / lines["head"]["state"],
+        "full-stored": lines["full"]["stored"] / lines["lora"]["stored"],
+        "sum-and-count": max(p["accumulated = big batch"] for p in proofs.values()),
+        "same-score": max(p["same score"] for p in proofs.values()),
+        "test-once": len(texts["test"] & (texts["train"] | texts["eval"])) / len(texts["test"]),
+        "lora-share": share["lora"],
+        "lora-identity": proofs["lora"]["identity at start"],
+        "lora-off": proofs["lora"]["adapter off = base"],
+        "lora-state": lines["full"]["state"] / lines["lora"]["state"],
+    }
+
+
+def test_every_figure_of_the_map(measured: dict[str, float]) -> None:
+    written = {key: float(figure) for key, _, _, figure in LINE.findall((ROOT / "docs/map.md").read_text(encoding="utf-8"))}
+    assert written.keys() == measured.keys()
+    for key, figure in written.items():
+        if key in AT_MOST:
+            assert 0 < measured[key] <= figure, key
+        else:
+            assert measured[key] == pytest.approx(figure, rel=0.02, abs=NEAR.get(key, 1e-9)), key
+
+
+def test_the_demo_shows_three_ways_and_leaves_pages(shown: tuple[Path, dict[str, Any]]) -> None:
+    to, records = shown
+    assert list(records) == ["head", "lora", "full"]
+    page = (to / "report.html").read_text(encoding="utf-8")
+    for way, record in records.items():
+        assert record["status"] == "done"
+        assert record["metrics"]["test"]["accuracy"] > 2 * record["baselines"]["majority"]["accuracy"], way
+        assert all(proof["passed"] for proof in record["proofs"]), way
+        assert f'href="runs/{way}/report.html"' in page
+        assert (to / "runs" / way / "report.html").stat().st_size > 10_000
+    rows = [json.loads(line) for line in (to / "runs/head/predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 288
+
+
+def test_the_demos_data() -> None:
+    from collections import Counter
+
+    folder = ROOT / "src/luthier/demo"
+    rows = list(csv.DictReader((folder / "library.csv").open(encoding="utf-8")))
+    assert set(Counter(row["label"] for row in rows).values()) == {60}
+    assert len({row["text"].lower() for row in rows}) == 480
+    replies = [json.loads(line) for line in (folder / "replies.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(replies) == 120
+    assert all(len(set(row["completions"])) == len(row["ranks"]) == 4 for row in replies)
