@@ -73,8 +73,9 @@ def test_wrong_type(tell: Tell) -> None:
         ({"options": ("--set", "train.metric=nothing")}, ["nothing"]),
         ({"options": ("--set", "train.max_length=100000")}, ["100000", "positions"]),
         ({"options": ("--set", "train.trackers=[nothing]")}, ["nothing", "tensorboard"]),
+        ({"options": ("--set", "train.schedule=cosin")}, ["train.schedule", "cosin", "cosine"]),
     ],
-    ids=["last-n", "targets", "task", "layer", "metric", "no metric", "length", "tracker"],
+    ids=["last-n", "targets", "task", "layer", "metric", "no metric", "length", "tracker", "schedule"],
 )
 def test_impossible_combination(settings: dict[str, Any], parts: list[str], tell: Tell) -> None:
     holds(tell(**settings), *parts)

@@ -40,7 +40,6 @@ def file_of(tmp_path: Path, text: str) -> Path:
         ("train: {lr: fast}\n", 5, ["train.lr", "fast", "number"]),
         ("train: {epochs: -1}\n", 5, ["train.epochs", "-1", "greater than 0"]),
         ("train: {batch_size: 2.5}\n", 5, ["train.batch_size", "2.5", "integer"]),
-        ("train: {schedule: cosin}\n", 5, ["train.schedule", "cosin", "cosine"]),
         ("train: {epochs: 1, steps: 5}\n", None, ["epochs and steps"]),
         ("method: {kind: supervised, task: classification}\n", 5, ["classification", "classify"]),
         ("method: {kind: supervised, poling: mean}\n", 5, ["poling", "pooling"]),

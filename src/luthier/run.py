@@ -147,6 +147,7 @@ def _run(job: Job, name: str, again: bool) -> Result:
     teach = method_of(recipe.method)
     schema = teach.learn(gathered.splits["train"], recipe.where("method", "task"))
     metric = _metric(recipe, schema)
+    optimizer.check_schedule(recipe.train.schedule, recipe.where("train", "schedule"))
     base = base_of(recipe)
     precision = _precision(job, base, saved_at)
     built = build(recipe, base, schema.task, schema.labels, max_length(recipe, base), precision)

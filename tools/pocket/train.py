@@ -61,7 +61,7 @@ def packed(texts: Texts, rows: int, choose: random.Random) -> Tensor:
 
 
 def next_token_loss(hidden: Tensor, table: Tensor, tokens: Tensor) -> Tensor:
-    """Mean next-token cross-entropy in nats, over the whole vocabulary (a sampled softmax was quicker, but left
+    """Mean next-token cross-entropy in nats, over the whole vocabulary (a sampled softmax was quicker but left
     pieces that share a meaning, such as other cases, too likely)."""
     hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])
     return F.cross_entropy((hidden @ table.T).float(), tokens[:, 1:].reshape(-1))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from luthier.errors import UserError
 
 
 def constant(progress: float) -> float:
@@ -27,6 +30,14 @@ def cosine(progress: float) -> float:
 
 # From the share of steps done after the warm-up, in [0, 1), to a factor of the peak rate.
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": linear, "constant": constant}
+
+
+def check_schedule(name: str, where: str | None = None) -> None:
+    """Raise a UserError with the nearest name if there is no such schedule."""
+    if name not in SCHEDULES:
+        near = difflib.get_close_matches(name, SCHEDULES, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(SCHEDULES)}."
+        raise UserError(f"train.schedule: {name!r} is not known.", where=where, hint=hint)
 
 
 def factor(schedule: str, step: int, steps: int, warmup: float) -> float:

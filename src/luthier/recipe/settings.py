@@ -127,7 +127,7 @@ class Train(Settings):
     batch_size: Count = Field(32, description="examples per optimizer step, over all processes")
     lr: Rate | None = Field(None, description="peak learning rate; each adapt has its own default")
     head_lr: Rate | None = Field(None, description="peak learning rate of the new last layer")
-    schedule: Literal["cosine", "linear", "constant"] = Field("linear", description="decay after the warm-up")
+    schedule: str = Field("linear", description="decay after the warm-up: linear, cosine, constant")
     warmup: Share = Field(0.06, description="share of the steps over which the rate rises from zero")
     clip: Rate | None = Field(1.0, description="largest norm of the gradient; null switches clipping off")
     weight_decay: Annotated[float, Field(ge=0)] | None = Field(
