@@ -18,8 +18,9 @@ import pytest
 
 import tiny
 from luthier.data.examples import RECORDS, Rows
+from luthier.data.memory import from_memory
 from luthier.data.render import encode
-from luthier.data.sources import from_memory, load
+from luthier.data.sources import load
 from luthier.data.split import hash_split
 from luthier.errors import UserError
 from luthier.methods.supervised import IGNORED, Supervised

@@ -12,7 +12,7 @@ import torch
 
 import tiny
 from luthier.data.examples import RECORDS, Rows
-from luthier.data.sources import from_memory
+from luthier.data.memory import from_memory
 from luthier.errors import UserError
 from luthier.methods.supervised import (
     LOSSES,

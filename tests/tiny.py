@@ -18,8 +18,8 @@ import luthier
 from luthier.build import Built, base_of, build
 from luthier.data.examples import RECORDS, Rows
 from luthier.data.loader import Loader, Plan
+from luthier.data.memory import from_memory
 from luthier.data.render import encode
-from luthier.data.sources import from_memory
 from luthier.data.view import View
 from luthier.engine import optimizer
 from luthier.engine.log import Console, Log
@@ -165,7 +165,10 @@ WORDS = {
     "weather": ["rain", "snow", "wind", "sun", "cloud"],
     "food": ["bread", "soup", "cake", "rice", "milk"],
 }
-FILLER = ["please", "tell", "me", "about", "the", "thing", "that", "we", "saw", "at", "the", "library", "today", "and", "why", "it", "was", "so", "good"]
+FILLER = [
+    "please", "tell", "me", "about", "the", "thing", "that", "we", "saw", "at", "the", "library", "today", "and", "why",
+    "it", "was", "so", "good",
+]  # fmt: skip
 
 
 def easy_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:

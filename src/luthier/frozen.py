@@ -63,8 +63,12 @@ def frozen_hash(model: TaskModel, kind: str, depth: int) -> str:
     return weights_hash(frozen)
 
 
-def attach(model: TaskModel, views: dict[str, View], work: Work, epochs: float, attention: str) -> dict[str, Any]:
+def attach(
+    model: TaskModel, views: dict[str, View], work: Work, epochs: float, attention: str, decided: bool | None = None
+) -> dict[str, Any]:
     """Give each view its column, from the cache or computed now, where that pays.
+
+    `decided` says whether to cache in place of timing: a run that goes on does as it began.
 
     Returns:
         What was done, for the record: {"kind", "bytes", "seconds", "hit", "says"}.
@@ -84,9 +88,11 @@ def attach(model: TaskModel, views: dict[str, View], work: Work, epochs: float, 
     keys = {name: _key(model, kind, depth, shared, view, work, attention) for name, view in views.items()}
     hit = all(work.cache.has(name) for name in keys.values())
     tokens = sum(int(view.encoded.offsets[-1]) for view in views.values())
-    if not hit:
+    if not hit or decided is False:
         seconds = tokens * _seconds_per_token(model, kind, next(iter(views.values())), work)
         pays = epochs > 1 and work.cache.fits(size) and (epochs - 1) * seconds > epochs * size / READ_RATE
+        if decided is not None:
+            pays = decided
         told = f"{tokens:,} tokens once, about {clock(seconds)}, {size / 1e6:,.1f} MB on disk"
         if not pays:
             model.boundary = None

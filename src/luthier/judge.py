@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from luthier import folder as run_folder
-from luthier.data import sources
+from luthier.data import memory, sources
 from luthier.data.examples import RECORDS, Rows
 from luthier.data.render import encode
 from luthier.data.view import View
@@ -79,7 +79,11 @@ def _rows(name: str, recipe: Recipe, store: Path, task: str) -> Rows:
 
 
 def evaluate(
-    run: str | Path, data: str, own_metrics: Sequence[str] = (), runs: Path = run_folder.DEFAULT_RUNS, quiet: bool = False
+    run: str | Path,
+    data: str,
+    own_metrics: Sequence[str] = (),
+    runs: Path = run_folder.DEFAULT_RUNS,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Score a run on a set of the user's own, beside what needs no tuning, on the same rows.
 
@@ -178,7 +182,11 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def predict(
-    run: str | Path, data: str | Sequence[Any], to: Path | None = None, runs: Path = run_folder.DEFAULT_RUNS, quiet: bool = False
+    run: str | Path,
+    data: str | Sequence[Any],
+    to: Path | None = None,
+    runs: Path = run_folder.DEFAULT_RUNS,
+    quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Predictions for rows of a file, or for a list of texts; labels in the file are not needed.
 
@@ -196,7 +204,12 @@ def predict(
     view = tuned.view(rows, cache.rows, goals=False)
     lines = said(tuned.schema, view, logits(tuned.model, view, tuned.runner, "predicting"), None, goals=False)
     if to is not None:
-        replace_text(to, _csv(lines) if to.suffix.lower() == ".csv" else "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+        replace_text(
+            to,
+            _csv(lines)
+            if to.suffix.lower() == ".csv"
+            else "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines),
+        )
         print(f"{len(lines)} rows: {to}", file=sys.stderr)
     elif not quiet:
         print("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), end="")
@@ -208,9 +221,9 @@ def _unlabelled(data: str | Sequence[Any], tuned: Tuned, store: Path) -> Rows:
     kind = {"regress": "text,score", "tag": "tokens,tags"}.get(tuned.schema.task, "text,label")
     settings = tuned.recipe.data
     if isinstance(data, str):
-        return sources.load_unlabelled(data, settings, store, kind)
+        return memory.load_unlabelled(data, settings, store, kind)
     raw = [{"tokens": item} if kind == "tokens,tags" else _as_row(item) for item in data]
-    return sources.from_memory([sources.stand_in(row, kind) for row in raw], RECORDS[kind], kind, Data(train="memory"))
+    return memory.from_memory([memory.stand_in(row, kind) for row in raw], RECORDS[kind], kind, Data(train="memory"))
 
 
 def _as_row(item: Any) -> dict[str, Any]:
@@ -232,4 +245,3 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
     for line in lines:
         writer.writerow({k: json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for k, v in line.items()})
     return out.getvalue()
-

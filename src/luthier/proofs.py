@@ -85,9 +85,7 @@ def accumulated(
         )
 
     cuts = [0, rows // 3, rows] if rows > 2 else [0, 1, rows]
-    pieces = [
-        {name: value[a:b] for name, value in batch.items()} for a, b in itertools.pairwise(cuts) if b > a
-    ]
+    pieces = [{name: value[a:b] for name, value in batch.items()} for a, b in itertools.pairwise(cuts) if b > a]
     value = relative(gradient([batch]), gradient(pieces))
     return proof("accumulated = big batch", says, value, 10 * BOUND, value <= 10 * BOUND)
 
@@ -165,6 +163,22 @@ def identity(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
     """Attaching the adapter changed nothing."""
     value = relative(before, after)
     return proof("identity at start", "the attached, untrained adapter changes no output", value, BOUND, value <= BOUND)
+
+
+def same_tokens(tokenizer: Any, view: View, rows: int = 20) -> dict[str, Any]:
+    """The tokenizer read back from the disk reads the first rows as they were read for training."""
+    differ = 0
+    for row in range(min(rows, len(view))):
+        example, ids = view.rows.row(row), view.encoded.row(view.encoded.ids, row)
+        options = {"truncation": True, "max_length": max(4, len(ids)), "verbose": False}
+        if "tokens" in example:
+            again = tokenizer(example["tokens"], is_split_into_words=True, **options)
+        else:
+            again = tokenizer(example["text"], example["text_pair"], **options)
+        differ += again["input_ids"] != ids.tolist()
+    return proof(
+        "same tokens", "the saved tokenizer reads the training rows as before", float(differ), 0.0, differ == 0
+    )
 
 
 def reloaded(memory: torch.Tensor, disk: torch.Tensor) -> dict[str, Any]:

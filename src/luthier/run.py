@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,16 @@ import numpy as np
 import torch
 
 from luthier import folder as run_folder
-from luthier import frozen, proofs, record
-from luthier.adapters import ADAPTERS, bridge, default_lr
-from luthier.adapters.freeze import train_mode
+from luthier import frozen, proofs, record, training
+from luthier.adapters import ADAPTERS, bridge
 from luthier.build import Built, base_of, build
-from luthier.data.loader import Loader, Plan
-from luthier.data.render import encode, fingerprint
+from luthier.data.loader import Plan
+from luthier.data.render import encode
 from luthier.data.view import View
 from luthier.engine import checkpoint, machine, optimizer
 from luthier.engine.cache import Cache
-from luthier.engine.log import Console, Log
-from luthier.engine.loop import Loop, NotFinite, Settings, load_learned
+from luthier.engine.log import Console
+from luthier.engine.loop import Loop
 from luthier.engine.stop import Stop
 from luthier.errors import Interrupted, UserError, unwritable
 from luthier.evaluate import metrics
@@ -41,8 +40,9 @@ from luthier.methods import method as method_of
 from luthier.methods.supervised import Objective, Schema
 from luthier.models import saved
 from luthier.models.load import Base
-from luthier.predict import Runner, logits, mean_loss, outputs
+from luthier.predict import Runner
 from luthier.recipe import Recipe, read
+from luthier.training import Job
 
 FEWEST_STEPS, MOST_EPOCHS = 150, 25  # of a run whose recipe names neither steps nor epochs
 MAX_LENGTH = 512  # tokens, where the recipe says nothing
@@ -65,23 +65,6 @@ class Result:
     def report(self) -> Path:
         """report.html."""
         return self.folder / "report.html"
-
-
-@dataclass
-class Job:
-    """What a run holds while it works."""
-
-    recipe: Recipe
-    folder: run_folder.Folder
-    cache: Cache
-    console: Console
-    stop: Stop
-    device: torch.device
-    memory: machine.PeakMemory
-    started: float = field(default_factory=time.perf_counter)
-    cpu: float = field(default_factory=time.process_time)
-    record: dict[str, Any] = field(default_factory=dict)
-    proofs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run(
@@ -158,12 +141,15 @@ def _run(job: Job, name: str, again: bool) -> Result:
     _first_proofs(job, built, views["train"], teach, schema)
     plan = plan_of(recipe, built.parameters, base, len(views["train"]), job.device, saved_at)
     work = frozen.Work(job.cache, job.console, job.stop, job.device, precision, plan.micro_tokens, plan.overhead)
-    job.record["frozen"] = frozen.attach(built.model, views, work, plan.epochs, recipe.model.attention)
+    job.record["frozen"] = frozen.attach(
+        built.model, views, work, plan.epochs, recipe.model.attention, _decided(saved_at)
+    )
     _standardize(recipe, built, views["train"], work)
-    loop = _loop(job, built, views, teach, schema, plan, metric, precision, saved_at)
-    _train(loop, views["train"], job)
+    loop = training.loop_of(job, built, views, teach, schema, plan, metric, precision, saved_at)
+    training.train(loop, views["train"], job)
     job.record["peak_bytes"] = job.memory.peak() + sum(p.numel() * p.element_size() for p in built.model.parameters())
-    _take_best(loop, built)
+    if (damaged := training.take_best(loop, built)) is not None:
+        job.record["warnings"].append(damaged)
     runner = Runner(job.device, precision, plan.micro_tokens, job.stop, job.console)
     record.judge(job.record, job.folder, built, gathered, views, schema, metric, runner)
     _last_proofs(job, built, views["train"], schema)
@@ -183,6 +169,11 @@ def _times(job: Job, loop: Loop) -> dict[str, Any]:
         "best_step": loop.progress.best_step,
         "examples_per_second": loop.progress.step * job.recipe.train.batch_size / trained,
     }
+
+
+def _decided(saved_at: checkpoint.Checkpoint | None) -> bool | None:
+    """Whether the run that goes on had its frozen part cached: timing may not decide otherwise now."""
+    return None if saved_at is None else saved_at.state["identity"]["frozen"] is not None
 
 
 def _threads(recipe: Recipe, saved_at: checkpoint.Checkpoint | None) -> None:
@@ -286,96 +277,6 @@ def _standardize(recipe: Recipe, built: Built, view: View, work: frozen.Work) ->
         built.model.head.standardize(mean, deviation, from_zero=still)
 
 
-def _loop(
-    job: Job, built: Built, views: dict[str, View], teach: Any, schema: Schema, plan: Plan,
-    metric: tuple[str, metrics.Metric], precision: str, saved_at: checkpoint.Checkpoint | None,
-) -> Loop:  # fmt: skip
-    train, kind = job.recipe.train, job.recipe.adapt.kind
-    lr = train.lr or default_lr(kind, built.base.width)
-    head_lr = train.head_lr or (max(lr, ADAPTERS[kind].head_lr) if kind != "head" else lr)
-    decay = ADAPTERS[kind].decay if train.weight_decay is None else train.weight_decay
-    groups = optimizer.groups(built.model, lr, decay, {"head.": head_lr})
-    view = views["train"]
-    loader = Loader(view.lengths, len(view), lambda ids: teach.collate(view, ids, schema), plan)
-    settings = Settings(
-        plan.steps, train.schedule, train.warmup, train.clip, precision,
-        train.save_every or max(1, plan.steps // 10), train.eval_every or max(loader.per_epoch, plan.steps // 40),
-        train.keep, train.patience, metric[0], metric[1].higher_is_better,
-    )  # fmt: skip
-    identity = {
-        "plan": plan.as_dict(), "threads": torch.get_num_threads(), "precision": precision, "device": job.device.type,
-        "base": built.about.base_hash, "tokenizer": fingerprint(built.base.tokenizer), "rows": view.rows.hash,
-    }  # fmt: skip
-    runner = Runner(job.device, precision, plan.micro_tokens, job.stop, job.console)
-    log = Log(job.folder.metrics, train.trackers, job.folder.path.name, job.recipe.model_dump())
-    loop = Loop(
-        built.model, Objective.of(schema, job.device), loader, optimizer.adamw(groups), settings, job.folder.checkpoints,
-        identity, log, job.console, job.stop, job.device, _judge(built, views.get("eval"), schema, metric, runner), train_mode,
-    )  # fmt: skip
-    torch.manual_seed(job.recipe.seed)
-    np.random.seed(job.recipe.seed)
-    if saved_at is not None:
-        _check_same(saved_at, identity, job)
-        loop.restore(saved_at)
-        job.proofs += [line for line in job.record.pop("earlier_proofs", []) if line["name"] == "moved"]
-        job.console.say(f"goes on after step {loop.progress.step} of {plan.steps}")
-    else:
-        loop.after_step = proofs.Moved(built.model, min(2, plan.steps), lambda line: _keep_moved(line, job))
-    job.record |= {"lr": lr, "head_lr": head_lr, "weight_decay": decay}
-    return loop
-
-
-def _check_same(saved_at: checkpoint.Checkpoint, identity: dict[str, Any], job: Job) -> None:
-    for key in ("base", "tokenizer", "rows"):
-        if saved_at.state["identity"][key] != identity[key]:
-            what = {"base": "weights of the base model", "tokenizer": "tokenizer", "rows": "training rows"}[key]
-            raise UserError(
-                f"The {what} are not those that the run {str(job.folder.path)!r} was started with.",
-                hint="Put them back, or start a new run with another --name.",
-            )
-
-
-def _judge(built: Built, view: View | None, schema: Schema, metric: tuple[str, metrics.Metric], runner: Runner) -> Any:
-    if view is None:
-        return None
-    name, rule = metric
-
-    def judge() -> dict[str, float]:
-        raw = logits(built.model, view, runner)
-        found = outputs(schema, view, raw)
-        with np.errstate(all="ignore"):
-            value = float(rule.function(found)(np.ones((1, len(found))))[0])
-        return {name: value, "loss": mean_loss(schema, view, raw)[0]}
-
-    return judge
-
-
-def _train(loop: Loop, view: View, job: Job) -> None:
-    try:
-        loop.run()
-    except NotFinite as error:
-        places = ", ".join(view.rows.place(int(row)) for row in error.ids[:8])
-        more = f" and {len(error.ids) - 8} more" if len(error.ids) > 8 else ""
-        raise UserError(
-            f"Training stopped before step {error.step + 1}: {error.what}. The weights are those of the step before.",
-            hint=f"The rows of this step: {places}{more}. Look at them, or lower the rate: --set train.lr={job.record['lr'] / 10:.1e}",
-        ) from None
-    finally:
-        loop.log.close()
-
-
-def _keep_moved(line: dict[str, Any], job: Job) -> None:
-    """At once: a run that is killed and resumed does not take its first steps again."""
-    job.proofs.append(line)
-    job.folder.keep({**job.folder.record(), "proofs": job.proofs})
-
-
-def _take_best(loop: Loop, built: Built) -> None:
-    best = loop.folder / "best"
-    if best.exists() and loop.progress.best is not None:
-        load_learned(built.model, checkpoint.load(best).tensors["model"])
-
-
 def _last_proofs(job: Job, built: Built, view: View, schema: Schema) -> None:
     """Fold the scales into the head, save, and read the model back."""
     before = job.record.pop("probe")
@@ -383,11 +284,12 @@ def _last_proofs(job: Job, built: Built, view: View, schema: Schema) -> None:
         job.proofs.append(proofs.off_is_base(built.model, view, job.device, before))
     built.model.head.fold(schema.mean, schema.deviation)
     stored = saved.save(built.model, built.about, built.base.tokenizer, job.folder.model)
-    again, _, _ = saved.read(job.folder.model)
+    again, _, kept = saved.read(job.folder.model)
     again.to(job.device)
     plain = View(view.rows, view.encoded, view.targets, view.pad_id)
     ids = np.arange(min(4, len(view)))
     batch = {name: value.to(job.device) for name, value in plain.inputs(ids).items()}
     with torch.no_grad():
+        job.proofs.append(proofs.same_tokens(kept.tokenizer, view))
         job.proofs.append(proofs.reloaded(built.model.eval()(batch), again(batch)))
     job.record["stored_bytes"] = stored

@@ -72,7 +72,7 @@ def _label(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
     if separator is not None and isinstance(value, str):
         names = [part.strip() for part in value.split(separator) if part.strip()]
     elif isinstance(value, str) and value.lstrip().startswith("["):
-        names = [_name(part) for part in _list(value, "label")]
+        names = [_name(part) for part in listed(value, "label")]
     elif isinstance(value, (list, tuple)):
         names = [_name(part) for part in value]
     else:
@@ -91,7 +91,8 @@ def _score(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
     return {**_pair(row), "score": number}
 
 
-def _list(value: Any, column: str) -> list[Any]:
+def listed(value: Any, column: str) -> list[Any]:
+    """A cell as a list: one already, JSON, Python's way of printing one, or words parted by spaces."""
     if isinstance(value, str):
         if not value.lstrip().startswith("["):
             return value.split()
@@ -108,8 +109,8 @@ def _list(value: Any, column: str) -> list[Any]:
 
 
 def _tags(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
-    tokens = [str(token) for token in _list(row.get("tokens"), "tokens")]
-    tags = [_name(tag) for tag in _list(row.get("tags"), "tags")]
+    tokens = [str(token) for token in listed(row.get("tokens"), "tokens")]
+    tags = [_name(tag) for tag in listed(row.get("tags"), "tags")]
     if not tokens:
         raise BadRow("tokens is empty")
     if len(tokens) != len(tags):

@@ -185,7 +185,9 @@ def open_source(name: str) -> tuple[Lines, Callable[[], str]]:
     if path.is_dir():
         files = sorted(path.glob("*.arrow"))
         if not files:
-            raise UserError(f"The folder {name!r} holds no .arrow file.", hint="A folder written by save_to_disk is read.")
+            raise UserError(
+                f"The folder {name!r} holds no .arrow file.", hint="A folder written by save_to_disk is read."
+            )
         return read_folder(path), lambda: _hash_files(files)
     if path.is_file():
         reader = SOURCES.get(path.suffix.lower())
@@ -266,67 +268,17 @@ def load(name: str, data: Data, store: Path, *, expect: str | None = None) -> Ro
     os.close(handle)
     try:
         beside = _write(lines, name, data, expect, Path(temporary))
-        target.with_suffix(".json").write_text(json.dumps(beside), encoding="utf-8")
+        _put(target.with_suffix(".json"), json.dumps(beside))
         os.replace(temporary, target)
     finally:
         Path(temporary).unlink(missing_ok=True)
     return _map(target, name)
 
 
-def stand_in(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """A row to predict for: its target, which nothing reads, is filled in so that the parser takes it."""
-    told = dict(row)
-    if kind == "tokens,tags":
-        tokens = told.get("tokens")
-        count = len(tokens.split()) if isinstance(tokens, str) and not tokens.lstrip().startswith("[") else 0
-        return told | {"tags": ["O"] * (count or len(json.loads(tokens) if isinstance(tokens, str) else tokens or []))}
-    return told | ({"score": 0.0} if kind == "text,score" else {"label": "-"})
-
-
-def load_unlabelled(name: str, data: Data, store: Path, kind: str) -> Rows:
-    """Rows of a file to predict for; only the text columns need be there."""
-    lines, _ = open_source(name)
-    texts = [column for column in ("text", "text_pair", "tokens") if column in data.columns]
-    rename = {data.columns[column]: column for column in texts}
-    record, rows = RECORDS[kind], []
-    needs = record.needs[0]
-    for line, raw in lines:
-        row = _renamed(raw, rename)
-        if "__broken__" not in raw and needs not in row:
-            wanted = data.columns.get(needs, needs)
-            raise UserError(f"There is no column {wanted!r}. The columns are: {', '.join(raw)}.", where=name)
-        try:
-            if "__broken__" in raw:
-                raise BadRow(str(raw["__broken__"]))
-            rows.append({**record.parse(stand_in(row, kind), None), "line": line})
-        except BadRow as error:
-            raise UserError(f"{error}.", where=f"{name}:{line}") from None
-    if not rows:
-        raise UserError("No rows were found.", where=name)
-    return _in_memory(rows, record, kind, name)
-
-
-def from_memory(rows: list[dict[str, Any]], record: Record, kind: str, data: Data) -> Rows:
-    """Rows that are Python values already.
-
-    Raises:
-        UserError: for a row that is no example, by its number.
-    """
-    parsed = []
-    for number, row in enumerate(rows, 1):
-        try:
-            parsed.append({**record.parse(row, data.label_separator), "line": number})
-        except BadRow as error:
-            raise UserError(f"{error}.", where=f"row {number}") from None
-    if not parsed:
-        raise UserError("No rows were given.")
-    return _in_memory(parsed, record, kind, "memory")
-
-
-def _in_memory(rows: list[dict[str, Any]], record: Record, kind: str, source: str) -> Rows:
-    schema = record.schema.append(pa.field("line", pa.int64()))
-    digest = hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
-    return Rows(kind, pa.Table.from_pylist(rows, schema=schema), source, digest)
+def _put(path: Path, text: str) -> None:
+    temporary = path.with_name(f"writing-{path.name}-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _write(lines: Lines, name: str, data: Data, expect: str | None, path: Path) -> dict[str, Any]:
@@ -340,7 +292,7 @@ def _write(lines: Lines, name: str, data: Data, expect: str | None, path: Path) 
         try:
             if "__broken__" in raw:
                 raise BadRow(str(raw["__broken__"]))
-            row = _renamed(raw, rename)
+            row = renamed(raw, rename)
             if record is None:
                 _check_columns(raw, data, name)
                 kind = kind_of(list(row), name)
@@ -375,7 +327,7 @@ def _write(lines: Lines, name: str, data: Data, expect: str | None, path: Path) 
     return {"kind": kind, "hash": digest.hexdigest(), "skipped": skipped}
 
 
-def _renamed(raw: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
+def renamed(raw: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
     """Our names for theirs; a column that bears one of our names but was not meant gives way."""
     taken = set(rename.values())
     return {rename.get(key, key): value for key, value in raw.items() if key in rename or key not in taken}

@@ -87,7 +87,7 @@ def find(name: str, revision: str | None = None, *, where: str | None = None) ->
     _check_folder(path, where)
     with quiet():
         config = _config(path, revision, where)
-        tokenizer = _tokenizer(path, revision, where)
+        tokenizer = tokenizer_of(path, revision, where)
     text = config.get_text_config()
     width = int(getattr(text, "hidden_size", 0) or text.dim)
     depth = int(getattr(text, "num_hidden_layers", 0) or text.n_layers)
@@ -133,7 +133,8 @@ def _unloadable(path: str, error: Exception, where: str | None) -> UserError:
     )
 
 
-def _tokenizer(path: str, revision: str | None, where: str | None) -> Any:
+def tokenizer_of(path: str, revision: str | None = None, where: str | None = None) -> Any:
+    """The tokenizer of a folder or hub id, with padding and truncation of its file switched off."""
     from transformers import AutoTokenizer
 
     if Path(path).is_dir() and not any(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ def read(folder: Path) -> tuple[TaskModel, About, load.Base]:
             )
         if told.stores == "adapter":
             backbone = bridge.load(backbone, folder)
+    base = replace(base, tokenizer=load.tokenizer_of(str(folder)))  # the run's own copy, whatever became of the base's
     tensors = load_file(folder / "head.safetensors")
     weight = tensors["output.weight"]
     head = Head(weight.shape[1], weight.shape[0], bias="output.bias" in tensors, hidden=told.hidden)

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from luthier.data import sources
+from luthier.data import memory
 from luthier.data.examples import RECORDS, BadRow
 from luthier.data.split import hash_split
 from luthier.errors import UserError
@@ -126,7 +126,7 @@ def shares(checked: Checked, roles: Roles, whole: bool, given: set[str], where: 
     if "eval" in given or not whole:
         return usual
     settings = Data(train=where, label_separator=roles.separator)
-    rows = sources.from_memory(checked.rows, RECORDS[roles.kind], roles.kind, settings)
+    rows = memory.from_memory(checked.rows, RECORDS[roles.kind], roles.kind, settings)
     for one, two in SHARES:
         wanted = {"eval": one} | ({} if "test" in given or not two else {"test": two})
         if all(len(part) > 1 for part in hash_split(rows, wanted, 0).values()):

@@ -1,0 +1,144 @@
+"""From what was built to the blind loop: groups, steps, the judge on eval, and what a checkpoint must agree with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from luthier import folder as run_folder
+from luthier import proofs
+from luthier.adapters import ADAPTERS, default_lr
+from luthier.adapters.freeze import train_mode
+from luthier.build import Built
+from luthier.data.loader import Loader, Plan
+from luthier.data.render import fingerprint
+from luthier.data.view import View
+from luthier.engine import checkpoint, machine, optimizer
+from luthier.engine.cache import Cache
+from luthier.engine.log import Console, Log
+from luthier.engine.loop import Loop, NotFinite, Settings, load_learned
+from luthier.engine.stop import Stop
+from luthier.errors import UserError
+from luthier.evaluate import metrics
+from luthier.methods.supervised import Objective, Schema
+from luthier.predict import Runner, logits, mean_loss, outputs
+from luthier.recipe import Recipe
+
+
+@dataclass
+class Job:
+    """What a run holds while it works."""
+
+    recipe: Recipe
+    folder: run_folder.Folder
+    cache: Cache
+    console: Console
+    stop: Stop
+    device: torch.device
+    memory: machine.PeakMemory
+    started: float = field(default_factory=time.perf_counter)
+    cpu: float = field(default_factory=time.process_time)
+    record: dict[str, Any] = field(default_factory=dict)
+    proofs: list[dict[str, Any]] = field(default_factory=list)
+
+
+def loop_of(
+    job: Job, built: Built, views: dict[str, View], teach: Any, schema: Schema, plan: Plan,
+    metric: tuple[str, metrics.Metric], precision: str, saved_at: checkpoint.Checkpoint | None,
+) -> Loop:  # fmt: skip
+    """The loop of this run, ready to start or to go on."""
+    train, kind = job.recipe.train, job.recipe.adapt.kind
+    lr = train.lr or default_lr(kind, built.base.width)
+    head_lr = train.head_lr or (max(lr, ADAPTERS[kind].head_lr) if kind != "head" else lr)
+    decay = ADAPTERS[kind].decay if train.weight_decay is None else train.weight_decay
+    groups = optimizer.groups(built.model, lr, decay, {"head.": head_lr})
+    view = views["train"]
+    loader = Loader(view.lengths, len(view), lambda ids: teach.collate(view, ids, schema), plan)
+    settings = Settings(
+        plan.steps, train.schedule, train.warmup, train.clip, precision,
+        train.save_every or max(1, plan.steps // 10), train.eval_every or max(loader.per_epoch, plan.steps // 40),
+        train.keep, train.patience, metric[0], metric[1].higher_is_better,
+    )  # fmt: skip
+    identity = {
+        "plan": plan.as_dict(), "threads": torch.get_num_threads(), "precision": precision, "device": job.device.type,
+        "frozen": job.record["frozen"]["kind"], "base": built.about.base_hash, "tokenizer": fingerprint(built.base.tokenizer),
+        "rows": view.rows.hash,
+    }  # fmt: skip
+    runner = Runner(job.device, precision, plan.micro_tokens, job.stop, job.console)
+    log = Log(job.folder.metrics, train.trackers, job.folder.path.name, job.recipe.model_dump())
+    loop = Loop(
+        built.model, Objective.of(schema, job.device), loader, optimizer.adamw(groups), settings, job.folder.checkpoints,
+        identity, log, job.console, job.stop, job.device, _judge(built, views.get("eval"), schema, metric, runner), train_mode,
+    )  # fmt: skip
+    torch.manual_seed(job.recipe.seed)
+    np.random.seed(job.recipe.seed)
+    if saved_at is not None:
+        _check_same(saved_at, identity, job)
+        loop.restore(saved_at)
+        job.proofs += [line for line in job.record.pop("earlier_proofs", []) if line["name"] == "moved"]
+        job.console.say(f"goes on after step {loop.progress.step} of {plan.steps}")
+    else:
+        loop.after_step = proofs.Moved(built.model, min(2, plan.steps), lambda line: _keep_moved(line, job))
+    job.record |= {"lr": lr, "head_lr": head_lr, "weight_decay": decay}
+    return loop
+
+
+def _check_same(saved_at: checkpoint.Checkpoint, identity: dict[str, Any], job: Job) -> None:
+    for key in ("base", "tokenizer", "rows"):
+        if saved_at.state["identity"][key] != identity[key]:
+            what = {"base": "weights of the base model", "tokenizer": "tokenizer", "rows": "training rows"}[key]
+            raise UserError(
+                f"The {what} are not those that the run {str(job.folder.path)!r} was started with.",
+                hint="Put them back, or start a new run with another --name.",
+            )
+
+
+def _judge(built: Built, view: View | None, schema: Schema, metric: tuple[str, metrics.Metric], runner: Runner) -> Any:
+    if view is None:
+        return None
+    name, rule = metric
+
+    def judge() -> dict[str, float]:
+        raw = logits(built.model, view, runner)
+        found = outputs(schema, view, raw)
+        with np.errstate(all="ignore"):
+            value = float(rule.function(found)(np.ones((1, len(found))))[0])
+        return {name: value, "loss": mean_loss(schema, view, raw)[0]}
+
+    return judge
+
+
+def train(loop: Loop, view: View, job: Job) -> None:
+    """Run it; what is not finite is told with the rows of the step."""
+    try:
+        loop.run()
+    except NotFinite as error:
+        places = ", ".join(view.rows.place(int(row)) for row in error.ids[:8])
+        more = f" and {len(error.ids) - 8} more" if len(error.ids) > 8 else ""
+        raise UserError(
+            f"Training stopped before step {error.step + 1}: {error.what}. The weights are those of the step before.",
+            hint=f"The rows of this step: {places}{more}. Look at them, or lower the rate: --set train.lr={job.record['lr'] / 10:.1e}",
+        ) from None
+    finally:
+        loop.log.close()
+
+
+def _keep_moved(line: dict[str, Any], job: Job) -> None:
+    """At once: a run that is killed and resumed does not take its first steps again."""
+    job.proofs.append(line)
+    job.folder.keep({**job.folder.record(), "proofs": job.proofs})
+
+
+def take_best(loop: Loop, built: Built) -> str | None:
+    """The weights of the best evaluation; a sentence if they are damaged and the last ones must serve."""
+    best = loop.folder / "best"
+    if best.exists() and loop.progress.best is not None:
+        try:
+            load_learned(built.model, checkpoint.load(best).tensors["model"])
+        except ValueError as error:
+            return f"The best weights in {best} are damaged ({error}); those of the last step are taken."
+    return None
