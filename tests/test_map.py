@@ -20,6 +20,11 @@ NEAR = {"head-beats-words": 8.0}  # points: small differences of rounding move s
 LINE = re.compile(r"^\| `([a-z-]+)` \| (.+) \| (.+) \| ([0-9.]+) \|$", re.MULTILINE)
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     to = tmp_path_factory.mktemp("demo") / "luthier-demo"
@@ -33,7 +38,7 @@ def measured(shown: tuple[Path, dict[str, Any]]) -> dict[str, float]:
     proofs = {way: {p["name"]: p["value"] for p in record["proofs"]} for way, record in records.items()}
     share = {way: 100 * record["adapt"]["trainable"] / record["adapt"]["total"] for way, record in records.items()}
     again = run(to / "head.yaml", sets=["seed=1"], runs=to / "runs", name="again", quiet=True).record
-    texts = {name: {row["text"] for row in csv.DictReader((to / "data" / f"{name}.csv").open())} for name in ("train", "eval", "test")}
+    texts = {name: {row["text"] for row in table(to / "data" / f"{name}.csv")} for name in ("train", "eval", "test")}
     return {
         "frozen-still": proofs["head"]["moved"],
         "head-share": share["head"],
@@ -80,7 +85,7 @@ def test_the_demos_data() -> None:
     from collections import Counter
 
     folder = ROOT / "src/luthier/demo"
-    rows = list(csv.DictReader((folder / "library.csv").open(encoding="utf-8")))
+    rows = table(folder / "library.csv")
     assert set(Counter(row["label"] for row in rows).values()) == {60}
     assert len({row["text"].lower() for row in rows}) == 480
     replies = [json.loads(line) for line in (folder / "replies.jsonl").read_text(encoding="utf-8").splitlines()]

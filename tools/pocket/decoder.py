@@ -6,14 +6,23 @@ import shutil
 from pathlib import Path
 
 import torch
-from settings import CONTEXT, Settings
+from settings import CONTEXT, Settings, read_jsonl
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 160, 5, 4, 2, 448
 SCALE = 1.5  # of the table in the residual stream
 GAIN = 0.07  # of the last norm on the table's dimensions
+UNUSED = 0.06  # how far from 0, in each of the output's own dimensions, unused pieces start
 LIMIT_PARAMETERS, LIMIT_BYTES = 4_000_000, 8_000_000
+
+
+def unused(s: Settings, size: int) -> Tensor:
+    """Which pieces occur in no training document: (size,), boolean."""
+    found = torch.ones(size, dtype=torch.bool)
+    for row in read_jsonl(s.work / "language.jsonl"):
+        found[row["ids"]] = False
+    return found
 
 
 def fresh(s: Settings) -> LlamaForCausalLM:
@@ -23,6 +32,7 @@ def fresh(s: Settings) -> LlamaForCausalLM:
     the table's meaning. The table fills the first 112 dimensions. Through tied weights they alone would make
     every word predict itself and its synonyms, so the last norm makes them small for the output (a probe on
     standardised features does not mind), and 48 further dimensions, at first noise, are the output's own.
+    There all pieces that no document uses start at one place, so that they can be made unlikely together.
     """
     table: Tensor = torch.load(s.work / "table.refined.pt", weights_only=True)
     tokenizer = AutoTokenizer.from_pretrained(s.work / "tokenizer")
@@ -47,6 +57,7 @@ def fresh(s: Settings) -> LlamaForCausalLM:
     with torch.no_grad():
         weight = model.model.embed_tokens.weight
         weight.normal_(0.0, 0.03)
+        weight[unused(s, len(tokenizer)), meaning:] = -UNUSED
         weight[:, :meaning] = table * SCALE
         model.model.norm.weight[:meaning] = GAIN
         for layer in model.model.layers:

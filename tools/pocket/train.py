@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 SHARES = {"stories": 0.42, "sampled": 0.30, "asked": 0.12, "tasks": 0.09, "talk": 0.07}  # of the tokens
-COSINE, CONTRAST, TEMPERATURE = 5.0, 0.5, 0.05
+WEIGHTS = {"cosine": 7.0, "contrast": 0.5, "spoken": 0.5}  # beside the next-token loss
+TEMPERATURE = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Texts:
     meaning: list[tuple[list[int], list[int]]]
     vectors: Tensor
     by_length: list[int]
+    real: list[bool]
 
 
 def load(s: Settings) -> Texts:
@@ -46,7 +48,9 @@ def load(s: Settings) -> Texts:
     written = tokenizer(texts, truncation=True, max_length=128)["input_ids"]
     lowered = tokenizer([text.lower() for text in texts], truncation=True, max_length=128)["input_ids"]
     by_length = sorted(range(len(texts)), key=lambda i: len(written[i]))
-    return Texts(documents, list(zip(written, lowered, strict=True)), vectors, by_length)
+    known = set(meaning.real(s, held=False))
+    real = [text in known for text in texts]
+    return Texts(documents, list(zip(written, lowered, strict=True)), vectors, by_length, real)
 
 
 def packed(texts: Texts, rows: int, choose: random.Random) -> Tensor:
@@ -61,31 +65,47 @@ def packed(texts: Texts, rows: int, choose: random.Random) -> Tensor:
 
 
 def next_token_loss(hidden: Tensor, table: Tensor, tokens: Tensor) -> Tensor:
-    """Mean next-token cross-entropy in nats, over the whole vocabulary (a sampled softmax was quicker but left
-    pieces that share a meaning, such as other cases, too likely)."""
+    """Mean next-token cross-entropy in nats, over the whole vocabulary.
+
+    A sampled softmax was quicker, but left other cases of a word and its synonyms too likely.
+    """
     hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])
     return F.cross_entropy((hidden @ table.T).float(), tokens[:, 1:].reshape(-1))
 
 
+def spoken_loss(hidden: Tensor, table: Tensor, rows: list[list[int]]) -> Tensor:
+    """The next-token loss on the real sentences among the meaning texts, given their hidden states (texts,
+    length, hidden).
+
+    Without it a short text that opens at position 0 is read for meaning alone, and what follows it is noise.
+    """
+    if not rows:
+        return table.new_zeros(())
+    ahead = [torch.tensor([*row[1:], -100]) for row in rows]
+    targets = nn.utils.rnn.pad_sequence(ahead, batch_first=True, padding_value=-100)
+    keep = targets != -100
+    return F.cross_entropy((hidden[:, : keep.shape[1]][keep] @ table.T).float(), targets[keep])
+
+
 def meaning_loss(
-    model: LlamaForCausalLM, readout: nn.Linear, ids: list[list[int]], goal: Tensor
+    model: LlamaForCausalLM, readout: nn.Linear, ids: list[list[int]], goal: Tensor, spoken: list[int]
 ) -> dict[str, Tensor]:
-    """1 - cosine of the mapped mean-pooled last hidden states to `goal` (texts, 384), and a contrast that
-    asks each
-    text to be nearest to its own vector. Padding is on the right, where a causal model does not see it."""
+    """1 - cosine of the mapped mean-pooled last hidden states to `goal` (texts, 384), a contrast that asks
+    each text to be nearest to its own vector, and the next-token loss of the texts numbered in `spoken`.
+    Padding is on the right, where a causal model does not see it."""
     tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=1)
     mask = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in ids])[:, None]
     hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state
     pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
     found = F.normalize(readout(pooled).float(), dim=-1)
     contrast = F.cross_entropy(found @ goal.T / TEMPERATURE, torch.arange(len(ids)))
-    return {"cosine": 1 - (found * goal).sum(-1).mean(), "contrast": contrast}
+    said = spoken_loss(hidden[spoken], model.model.embed_tokens.weight, [ids[i] for i in spoken])
+    return {"cosine": 1 - (found * goal).sum(-1).mean(), "contrast": contrast, "spoken": said}
 
 
 def optimizers(model: LlamaForCausalLM, readout: nn.Linear) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the layers' matrices. AdamW for the rest; its large epsilon on the
-    table keeps
-    words that a batch hardly concerns where their meaning put them."""
+    table keeps words that a batch hardly concerns where their meaning put them."""
     table = model.model.embed_tokens.weight
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     norms = [p for p in model.parameters() if p.ndim == 1]
@@ -174,8 +194,12 @@ class Run:
             hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
             table = self.model.model.embed_tokens.weight
             terms = {"next": next_token_loss(hidden, table, tokens)}
-            terms |= meaning_loss(self.model, self.readout, ids, self.texts.vectors[rows].float())
-        total = terms["next"] + COSINE * terms["cosine"] + CONTRAST * terms["contrast"]
+            goal, spoken = (
+                self.texts.vectors[rows].float(),
+                [n for n, i in enumerate(rows) if self.texts.real[i]],
+            )
+            terms |= meaning_loss(self.model, self.readout, ids, goal, spoken)
+        total = terms["next"] + sum(WEIGHTS[name] * terms[name] for name in WEIGHTS)
         torch.autograd.backward(total)
         nn.utils.clip_grad_norm_([*self.model.parameters(), *self.readout.parameters()], 1.0)
         for optimizer in self.optimizers:
