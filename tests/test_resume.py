@@ -33,8 +33,8 @@ import torch
 torch.set_num_threads(1)
 import gc
 import pandas, peft, safetensors, transformers, typer
-import luthier.run, luthier.record, luthier.cli
-from luthier import frozen, run
+import luthier.run, luthier.record, luthier.cli, luthier.training
+from luthier import frozen, training
 from luthier.engine import checkpoint, loop
 from luthier.evaluate import baselines, report
 
@@ -82,7 +82,7 @@ def attempt(case):
     if where == "step":
         before(loop.Loop, "_log", at)
     elif where == "evaluation":
-        before(run, "logits", at)
+        before(training, "logits", at)
     elif where == "scoring":
         before(luthier.record, "logits", at)
     elif where == "caching":

@@ -130,8 +130,8 @@ def _key(model: TaskModel, kind: str, depth: int, shared: str, view: View, work:
     ]
     return key(
         weights=shared, configuration=_configuration(model), kind=kind, depth=depth, pooling=model.pooling,
-        rows=view.encoded.hash, pad=view.pad_id,
-        precision=work.precision, device=work.device.type, attention=attention, limit=work.limit, overhead=work.overhead,
+        rows=view.encoded.hash, pad=view.pad_id, precision=work.precision, device=work.device.type, attention=attention,
+        limit=work.limit, overhead=work.overhead,
         torch=torch.__version__, transformers=transformers.__version__, cpu=torch.backends.cpu.get_cpu_capability(),
         source=[inspect.getsource(item) for item in sources], load=inspect.getsource(load._keep_layers),
     )  # fmt: skip

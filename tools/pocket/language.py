@@ -1,5 +1,4 @@
-"""Stage 4: what the decoder learns to write. Documents by source, as token ids; the trainer mixes the
-sources.
+"""Stage 4: what the decoder learns to write. Documents by source, as token ids; the trainer mixes them.
 
 `stories`  the TinyStories sample               `sampled`  stories sampled from stories260k
 `asked`    a request for a story and the story  `tasks`    instructions and their answers

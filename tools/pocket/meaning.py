@@ -1,8 +1,8 @@
 """Stage 5: unlabelled text for the cosine to MiniLM, with MiniLM's vectors.
 
 Real sentences of the sources, the same sentences with some words replaced, requests put together from
-frames, and
-bags of related words: the last three bring in the whole vocabulary, which the sources alone do not.
+frames, and bags of related words: the last three bring in the whole vocabulary, which the sources alone do
+not.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def kind(word: str) -> str:
 
 
 class Words:
-    """The lower-case whole words of the tokenizer, their neighbours by meaning, and draws that prefer
-    common words."""
+    """The lower-case whole words of the tokenizer, their neighbours by meaning, and draws that prefer common
+    words."""
 
     def __init__(self, s: Settings) -> None:
         tokenizer = AutoTokenizer.from_pretrained(s.work / "tokenizer")
@@ -111,8 +111,8 @@ def short(s: Settings, made: int) -> list[str]:
 
 
 def long(s: Settings, made: int) -> list[str]:
-    """Paragraphs: a third to a half of a long real text or a few sentences of several, words replaced
-    about a topic."""
+    """Paragraphs: a third to a half of a long real text or a few sentences of several, words replaced about a
+    topic."""
     words, choose = Words(s), random.Random(s.seed + 2)
     texts = [m["content"] for t in conversations(s) if not held_out(t[0]["content"]) for m in t]
     parts = [found for text in dict.fromkeys(texts) if len(found := sentences(text)) > 2]

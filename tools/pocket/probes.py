@@ -1,11 +1,9 @@
 """What `head` is worth: linear probes on frozen features against a bag of words, at 16 labels a class.
 
 Real sets: CLINC150's ten domains (their own test rows) and the sixteen topics of UKPConvArg1 (half of the
-rows, by
-hash, are the test rows). Both probes are logistic regressions; their strength, and for the bag of words
-its n-grams,
-are chosen by cross-validation on the labelled rows of the first draw. Nothing of these sets is ever
-trained on.
+rows, by hash, are the test rows). Both probes are logistic regressions; their strength, and for the bag of
+words its n-grams, are chosen by cross-validation on the labelled rows of the first draw. Nothing of these
+sets is ever trained on.
 """
 
 from __future__ import annotations
@@ -114,9 +112,8 @@ def linear_probe() -> GridSearchCV:
 def right(
     search: GridSearchCV, train: Any, test: Any, rows: tuple[Rows, Rows], picked: list[list[int]]
 ) -> Array:
-    """Whether each test row was right, for each draw: (draws, test rows), 0 or 1. The settings found on
-    the first
-    draw serve all."""
+    """Whether each test row was right, for each draw: (draws, test rows), 0 or 1. The settings found on the
+    first draw serve all."""
     labels, truth = [label for _, label in rows[0]], np.array([label for _, label in rows[1]])
     found, best = [], None
     for draw in picked:
@@ -144,8 +141,7 @@ def interval(values: Array, seed: int = 0, times: int = 2000) -> dict[str, float
 def compare(
     s: Settings, models: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 ) -> dict[str, Any]:
-    """Accuracy of the bag of words and of every model's probe, and each probe's lead over the bag of
-    words."""
+    """Accuracy of the bag of words and of every model's probe, and each probe's lead over it."""
     report: dict[str, Any] = {}
     for name, load in SETS.items():
         train, test = load(s)

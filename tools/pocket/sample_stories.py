@@ -1,8 +1,8 @@
 """Stage 1: text of the fluency teacher. Stories sampled from stories260k, many at a time, with a key/value
 cache.
 
-Half of them start with the first words of a story of the training part, which keeps the samples varied.
-The end of a story is the next BOS: the teacher was trained on stories joined by BOS.
+Half of them start with the first words of a story of the training part, which keeps the samples varied. The
+end of a story is the next BOS: the teacher was trained on stories joined by BOS.
 """
 
 from __future__ import annotations
@@ -70,8 +70,7 @@ def sample(
     teacher: Teacher, prompts: list[list[int]], temperature: Tensor, minimum: float
 ) -> list[list[int]]:
     """Continue every prompt to its end or to the context; `minimum` is the share of the best token's
-    probability
-    below which a token is never drawn (min-p, arXiv:2407.01082)."""
+    probability below which a token is never drawn (min-p, arXiv:2407.01082)."""
     rows = [list(p) for p in prompts]
     alive = torch.ones(len(rows), dtype=torch.bool)
     for position in range(CONTEXT - 1):
@@ -90,8 +89,7 @@ def sample(
 
 def clean(text: str, complete: bool, words: set[str]) -> str | None:
     """The story, cut at its last full sentence, or None where it holds a word that no training text has or
-    says
-    one sentence three times."""
+    says one sentence three times."""
     text = text.strip()
     if not complete:
         end = max(text.rfind(mark) for mark in (". ", '." ', "! ", ".\n", '."\n'))

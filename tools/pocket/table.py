@@ -1,9 +1,7 @@
-"""Stage 3: the embedding table. Every piece is encoded alone by MiniLM, and the 384 dimensions reduced by
-PCA.
+"""Stage 3: the embedding table. Every piece is encoded alone by MiniLM, and reduced by PCA.
 
 (The recipe of model2vec, Tulkens & van Dongen 2024, without its weighting by frequency: the decoder's
-layers learn
-that, and the table is also the output layer.)
+layers learn that, and the table is also the output layer.)
 """
 
 from __future__ import annotations

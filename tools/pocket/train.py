@@ -1,10 +1,8 @@
 """Stage 7: both losses at once. Next tokens of `language.jsonl`, and the cosine to MiniLM of `meaning.jsonl`.
 
 Each step draws its texts from a generator seeded with (seed, step), so a run that was cut short goes on
-exactly from
-its last checkpoint. The learning rate is constant and falls linearly over the last `--decay` steps, so
-that `--steps`
-may also be changed when a run goes on.
+exactly from its last checkpoint. The learning rate is constant and falls linearly over the last `--decay`
+steps, so that `--steps` may also be changed when a run goes on.
 """
 
 from __future__ import annotations
@@ -77,7 +75,8 @@ def spoken_loss(hidden: Tensor, table: Tensor, rows: list[list[int]]) -> Tensor:
     """The next-token loss on the real sentences among the meaning texts, given their hidden states (texts,
     length, hidden).
 
-    Without it a short text that opens at position 0 is read for meaning alone, and what follows it is noise.
+    Without it a short text that opens at position 0 is read for meaning alone, and what follows it is
+    noise.
     """
     if not rows:
         return table.new_zeros(())
@@ -104,8 +103,8 @@ def meaning_loss(
 
 
 def optimizers(model: LlamaForCausalLM, readout: nn.Linear) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the layers' matrices. AdamW for the rest; its large epsilon on the
-    table keeps words that a batch hardly concerns where their meaning put them."""
+    """Muon (Jordan et al. 2024) for the layers' matrices. AdamW for the rest; its large epsilon on the table
+    keeps words that a batch hardly concerns where their meaning put them."""
     table = model.model.embed_tokens.weight
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     norms = [p for p in model.parameters() if p.ndim == 1]
@@ -211,9 +210,9 @@ class Run:
 
 def main() -> None:
     made = parser(__doc__)
-    made.add_argument("--steps", type=int, default=1200)
+    made.add_argument("--steps", type=int, default=3000)
     made.add_argument(
-        "--decay", type=int, default=400, help="last steps, over which the learning rate falls to 0"
+        "--decay", type=int, default=1000, help="last steps, over which the learning rate falls to 0"
     )
     made.add_argument("--rows", type=int, default=4, help="rows of 512 tokens a step for the next-token loss")
     made.add_argument("--meanings", type=int, default=128, help="texts a step for the cosine loss")

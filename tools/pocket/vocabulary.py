@@ -1,7 +1,7 @@
 """Stage 2: the tokenizer. A Unigram model with byte fallback over a vocabulary put together from three lists:
 
 - common English words: whole words of MiniLM's own vocabulary (it is ordered by frequency), less proper
-names;
+  names;
 - words, in the case they have there, that the stories, instructions and conversations use;
 - pieces for all other words, fitted by the Unigram trainer to the words that did not get a place.
 

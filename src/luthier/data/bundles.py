@@ -29,8 +29,7 @@ def cut(lengths: np.ndarray, *, overhead: float, limit: int) -> list[np.ndarray]
 
     A micro-batch costs rows x longest tokens, and `overhead` more for being one (what a forward and backward pass
     costs however small it is, in tokens). Rows are sorted by length; the cut is the optimum over contiguous groups
-    by dynamic programming on the distinct lengths. The loss is a sum with known counts, so the cut changes nothing
-    but the time.
+    by dynamic programming. The loss is a sum with known counts, so the cut changes nothing but the time.
 
     Args:
         lengths: (rows,) tokens of each row.
@@ -41,24 +40,18 @@ def cut(lengths: np.ndarray, *, overhead: float, limit: int) -> list[np.ndarray]
         Positions into `lengths`, one array a micro-batch, longest rows last.
     """
     order = np.argsort(lengths, kind="stable")
-    sizes, starts = np.unique(lengths[order], return_index=True)
-    ends = np.append(starts[1:], len(order))
-    best = np.full(len(sizes) + 1, np.inf)
-    best[0], cut_at = 0.0, np.zeros(len(sizes) + 1, dtype=np.int64)
-    for end in range(1, len(sizes) + 1):
-        longest = int(sizes[end - 1])
-        for begin in range(end, 0, -1):
-            rows = int(ends[end - 1] - starts[begin - 1])
-            pieces = max(1, -(-rows // max(1, limit // longest)))
-            cost = best[begin - 1] + rows * longest + overhead * pieces
-            if cost < best[end]:
-                best[end], cut_at[end] = cost, begin - 1
+    sizes = lengths[order].astype(np.float64)
+    count = len(sizes)
+    best, cut_at = np.zeros(count + 1), np.zeros(count + 1, dtype=np.int64)
+    for end in range(1, count + 1):
+        longest = sizes[end - 1]
+        first = max(0, end - max(1, int(limit // longest)))
+        costs = best[first:end] + np.arange(end - first, 0, -1) * longest
+        at = int(costs.argmin())
+        best[end], cut_at[end] = costs[at] + overhead, first + at
     groups: list[np.ndarray] = []
-    end = len(sizes)
+    end = count
     while end > 0:
-        begin = int(cut_at[end])
-        members = order[starts[begin] : ends[end - 1]]
-        pieces = max(1, -(-len(members) // max(1, limit // int(sizes[end - 1]))))
-        groups += list(reversed(np.array_split(members, pieces)))
-        end = begin
+        groups.append(order[cut_at[end] : end])
+        end = int(cut_at[end])
     return groups[::-1]
