@@ -100,7 +100,7 @@ def test_every_task_predicts(tmp_path: Path) -> None:
 
 def test_mistakes(tuned: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "other.csv", [{"message": "a day"}])
-    with pytest.raises(UserError, match="no column 'text'.*message"):
+    with pytest.raises(UserError, match=r"no column 'text'.*message"):
         judge.predict(tuned, str(file), quiet=True)
     with pytest.raises(UserError, match=r"\.csv or \.jsonl"):
         judge.predict(tuned, ["a day"], tmp_path / "out.xlsx", quiet=True)
