@@ -23,8 +23,8 @@ from luthier.adapters.freeze import train_mode
 from luthier.build import base_of, build
 from luthier.data.examples import RECORDS
 from luthier.data.loader import Loader
+from luthier.data.memory import from_memory
 from luthier.data.render import encode
-from luthier.data.sources import from_memory
 from luthier.data.view import View
 from luthier.engine import optimizer
 from luthier.engine.cache import Cache

@@ -46,6 +46,11 @@ def run(s: Settings) -> None:
     results, language = read(RESULTS), read(s.work / "language.facts.json")
     train, texts = read(s.work / "train.facts.json"), read(s.work / "meaning.facts.json")
     bits = results["bits per character"]
+    verdict = (
+        "on two real sets: it passes"
+        if results["passes"]
+        else "on fewer than two real sets: **it does not pass**"
+    )
     card = CARD.format(
         parameters=results["model"]["parameters"],
         size=results["model"]["bytes"] / 1e6,
@@ -64,6 +69,9 @@ def run(s: Settings) -> None:
         cosine=results["cosine to MiniLM"],
         draws=next(iter(results["probes"].values()))["draws"],
         probes=probe_table(results["probes"]),
+        verdict=verdict,
+        small_stories=bits["stories260k"]["stories"],
+        held_stories=bits["stories"],
         samples=sample_list(results["samples"]),
     )
     (s.target / "README.md").write_text(card, encoding="utf-8")

@@ -76,12 +76,12 @@ def save(model: LlamaForCausalLM, s: Settings, folder: Path) -> None:
     half = LlamaForCausalLM(model.config)
     half.load_state_dict(model.state_dict())
     half.to(torch.float16).save_pretrained(part)
-    AutoTokenizer.from_pretrained(s.work / "tokenizer").save_pretrained(part)
+    shutil.copytree(s.work / "tokenizer", part, dirs_exist_ok=True)
     size = (part / "model.safetensors").stat().st_size
     if size > LIMIT_BYTES:
         raise ValueError(f"the weights take {size:,} bytes, at most {LIMIT_BYTES:,} may ship")
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(part.iterdir()):
         moving = folder / (file.name + ".part")
-        shutil.copy(file, moving)
+        shutil.copyfile(file, moving)
         moving.replace(folder / file.name)

@@ -160,6 +160,9 @@ def run(s: Settings) -> None:
         chat_template=TEMPLATE,
     )
     fast.save_pretrained(s.work / "tokenizer")
+    config = s.work / "tokenizer" / "tokenizer_config.json"
+    named = json.loads(config.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    write_json(config, named)  # the name that older releases of transformers know too
     texts = corpus(s)
     ids = fast(texts, add_special_tokens=False)["input_ids"]
     facts = {"size": len(fast), "characters_per_token": sum(map(len, texts)) / sum(map(len, ids))}
