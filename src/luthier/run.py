@@ -245,7 +245,7 @@ def plan_of(
 
 def overhead(parameters: int, base: Base, device: torch.device) -> float:
     """What one more micro-batch costs, in tokens: launching each block, and passing once more over every weight and
-    its gradient, against the arithmetic of one token. CPU: fitted by `benchmarks/speed.py launch`."""
+    its gradient, against the arithmetic of one token. CPU: checked by `benchmarks/speed.py launch`."""
     weights = max(1, parameters - base.config.get_text_config().vocab_size * base.width)
     launch, once_more = (8e9, 0.0) if device.type == "cuda" else (6.6e6, 18.0)
     return float(base.depth * launch / weights + once_more)
