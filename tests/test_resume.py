@@ -277,14 +277,11 @@ def test_killed_at_every_point_inside_a_save(which: str, save: int, bench: Bench
 
 
 @pytest.mark.parametrize(
-    ("adapt", "where", "at"),
-    [("full", "step", 7), ("full", "evaluation", 2), ("full", "scoring", 1), ("full", "scoring", 2), ("last-n", "caching", 3),
-     ("head", "caching", 3), ("head", "evaluation", 1)],
+    ("adapt", "where", "at", "deed"),
+    [("full", "step", 7, "TERM"), ("full", "step", 7, "INT"), ("full", "evaluation", 2, "TERM"), ("full", "scoring", 1, "TERM"),
+     ("full", "scoring", 2, "TERM"), ("last-n", "caching", 3, "TERM"), ("head", "caching", 3, "TERM"), ("head", "evaluation", 1, "TERM")],
 )  # fmt: skip
-@pytest.mark.parametrize("deed", ["TERM", "INT"])
 def test_asked_to_stop(adapt: str, where: str, at: int, deed: str, bench: Bench) -> None:
-    if deed == "INT" and (adapt, where) != ("full", "step"):
-        pytest.skip("one place shows that both signals are handled alike")
     name = bench.name(adapt)
     code, said = bench.attempt(name, where=where, deed=deed, at=at)
     assert code == 75, said

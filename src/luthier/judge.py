@@ -32,6 +32,7 @@ from luthier.models.heads import TaskModel
 from luthier.models.load import Base
 from luthier.predict import Runner, logits, outputs, said
 from luthier.recipe import Data, Recipe, read
+from luthier.run import overhead
 
 LIMIT = 8192  # tokens in one forward pass
 
@@ -69,7 +70,8 @@ def open_run(name: str | Path, runs: Path = run_folder.DEFAULT_RUNS, quiet: bool
     recipe = read(folder.recipe)
     device = machine.pick_device(recipe.train.device)
     schema = Schema(about.task, about.labels)
-    runner = Runner(device, about.precision, LIMIT, Stop(), Console(quiet))
+    parameters = sum(p.numel() for p in model.backbone.parameters())
+    runner = Runner(device, about.precision, LIMIT, Stop(), Console(quiet), overhead(parameters, base, device))
     return Tuned(folder, recipe, model.to(device), about, base, schema, runner)
 
 

@@ -21,13 +21,14 @@ from luthier.models.heads import TaskModel
 
 @dataclass(frozen=True)
 class Runner:
-    """How to run a model over rows."""
+    """How to run a model over rows; `overhead` is what one more batch costs, in tokens."""
 
     device: torch.device
     precision: str
     limit: int
     stop: Stop
     console: Console
+    overhead: float
 
 
 @torch.no_grad()
@@ -47,7 +48,7 @@ def logits(model: TaskModel, view: View, runner: Runner, what: str = "") -> np.n
         starts, out = None, np.zeros((len(view), width), dtype=np.float32)
     encoded, done = view.encoded, 0
     with runner.console.bar(what or "evaluation", len(view)) if what else _none() as bar:
-        for ids in sweep(view.lengths, len(view), limit=runner.limit):
+        for ids in sweep(view.lengths, len(view), limit=runner.limit, overhead=runner.overhead):
             batch = {name: value.to(runner.device) for name, value in view.inputs(ids).items()}
             with autocast(runner.device, runner.precision):
                 values = model(batch).float().cpu().numpy()

@@ -150,7 +150,7 @@ def _run(job: Job, name: str, again: bool) -> Result:
     job.record["peak_bytes"] = job.memory.peak() + sum(p.numel() * p.element_size() for p in built.model.parameters())
     if (damaged := training.take_best(loop, built)) is not None:
         job.record["warnings"].append(damaged)
-    runner = Runner(job.device, precision, plan.micro_tokens, job.stop, job.console)
+    runner = Runner(job.device, precision, plan.micro_tokens, job.stop, job.console, plan.overhead)
     record.judge(job.record, job.folder, built, gathered, views, schema, metric, runner)
     _last_proofs(job, built, views["train"], schema)
     job.record |= {"time": _times(job, loop), "proofs": job.proofs}

@@ -68,7 +68,7 @@ def loop_of(
         "frozen": job.record["frozen"]["kind"], "base": built.about.base_hash, "tokenizer": fingerprint(built.base.tokenizer),
         "rows": view.rows.hash,
     }  # fmt: skip
-    runner = Runner(job.device, precision, plan.micro_tokens, job.stop, job.console)
+    runner = Runner(job.device, precision, plan.micro_tokens, job.stop, job.console, plan.overhead)
     log = Log(job.folder.metrics, train.trackers, job.folder.path.name, job.recipe.model_dump())
     loop = Loop(
         built.model, Objective.of(schema, job.device), loader, optimizer.adamw(groups), settings, job.folder.checkpoints,
