@@ -264,7 +264,7 @@ def test_iob1_is_no_mistake(tmp_path: Path, cache: Cache, bert: str) -> None:
     assert found.finding("leaks").count == 2
 
 
-def test_pairs(tmp_path: Path, cache: Cache, bert: str) -> None:
+def test_pairs(tmp_path: Path, cache: Cache, bert: str, tinies: dict[str, str]) -> None:
     rows = [(one[0], two[0], str(n % 2)) for n, (one, two) in enumerate(pairwise(PLAIN))]
     rows.append(("open " * 30, "card " * 40, "1"))
     names = ("text", "text_pair", "label")
@@ -274,7 +274,9 @@ def test_pairs(tmp_path: Path, cache: Cache, bert: str) -> None:
     assert found.drawn[-1].lost == 23
     assert {piece.text for piece in lost} == {"open", "card"}
     assert [piece.text for piece in found.drawn[-1].pieces if piece.special] == ["[CLS]", "[SEP]", "[SEP]"]
-    assert looked(tmp_path, cache, rows, [("a", "b", "1")], names).finding("pairs").level == "warn"
+    assert looked(tmp_path, cache, rows, [("a", "b", "1")], names).finding("pairs").level == "good"
+    gpt2 = looked(tmp_path, cache, rows, [("a", "b", "1")], names, model=tinies["gpt2"])
+    assert gpt2.finding("pairs").level == "warn"  # it puts nothing between the two texts
 
 
 def test_padding_is_that_of_the_run(tmp_path: Path, cache: Cache, bert: str) -> None:

@@ -141,7 +141,9 @@ def build(s: Settings) -> Tokenizer:
     made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     made.add_special_tokens([UNKNOWN, *SPECIALS])
     made.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, made.token_to_id(BOS))]
+        single=f"{BOS} $A",
+        pair=f"{BOS} $A {EOS} $B",  # without it the last word of one text and the first of the other would be one
+        special_tokens=[(token, made.token_to_id(token)) for token in (BOS, EOS)],
     )
     return made
 
