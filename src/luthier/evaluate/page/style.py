@@ -122,7 +122,7 @@ td:last-child, th:last-child { padding-right: 0; }
 .path { overflow-wrap: anywhere; }
 .mark.good { color: var(--good); }
 .mark.bad { color: var(--bad); font-weight: 650; }
-.bar { display: inline-block; width: 96px; padding: 1px 7px; border-radius: 3px; background: linear-gradient(
+.bar { display: inline-block; width: 76px; padding: 1px 7px; border-radius: 3px; background: linear-gradient(
   90deg, color-mix(in srgb, var(--rival) 34%, transparent) var(--share), var(--track) 0); }
 .facts { display: grid; gap: 5px 18px; margin: 6px 0 14px;
   grid-template-columns: minmax(7em, max-content) 1fr; }
