@@ -22,8 +22,10 @@ from luthier.adapters.structure import plain, structure
 from luthier.data.bundles import cut, pad
 from luthier.data.loader import Loader, Plan, sweep
 from luthier.engine import checkpoint, optimizer
+from luthier.engine.hooks import composed
 from luthier.engine.loop import Loop, NotFinite
 from luthier.engine.optimizer import factor
+from luthier.methods.protocol import Term
 from luthier.methods.supervised import IGNORED, Objective, Schema, cross_entropy
 from tiny import Made
 
@@ -290,3 +292,70 @@ def test_an_epoch_meets_every_row_once_and_any_step_can_be_the_first() -> None:
         assert [step.number for step in again] == list(range(start, 9))
         assert all(np.array_equal(a.ids, b.ids) for a, b in zip(again, steps[start:], strict=True))
         assert [[m["ids"].tolist() for m in a.micros] for a in again] == [[m["ids"].tolist() for m in b.micros] for b in steps[start:]]
+
+
+class _WithFigures:
+    """An objective with a second term and a figure of weight 0 beside it."""
+
+    def __init__(self, objective: Any, weight: float) -> None:
+        self.objective, self.weight = objective, weight
+
+    def counts(self, batch: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        return {"loss": self.objective.counts(batch)["loss"], "rows": float(len(batch["targets"]))}
+
+    def loss(self, model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, Term]:
+        length = batch["attention_mask"].sum().double()
+        return self.objective.loss(model, batch) | {"rows": Term(length, self.counts(batch)["rows"], self.weight)}
+
+
+def test_each_term_is_logged_and_a_figure_moves_nothing(tinies: dict[str, str], tmp_path: Path) -> None:
+    made = tiny.make(tinies["bert"], "full", "classify", tmp_path / "rows")
+    weights = {}
+    for weight in (None, 0.0):
+        case = copy.deepcopy(made)
+        loop = tiny.loop_for(case, 2, tmp_path / str(weight), batch_size=16, micro_tokens=60, overhead=0.0)
+        if weight is not None:
+            loop.learner = _WithFigures(loop.learner, weight)
+        steps = list(loop.batches.steps(0))
+        loop.run()
+        loop.log.close()
+        weights[weight] = torch.cat([p.detach().flatten() for p in case.built.model.parameters()])
+        lines = [json.loads(line) for line in (tmp_path / str(weight) / "metrics.jsonl").read_text().splitlines()]
+        for line, step in zip(lines, steps, strict=False):
+            assert ("train/rows" in line) == (weight is not None)
+            if weight is not None:
+                tokens = sum(micro["attention_mask"].sum().item() for micro in step.micros)
+                assert line["train/rows"] == pytest.approx(tokens / 16)
+    assert torch.equal(weights[None], weights[0.0])
+
+
+def test_several_hooks_are_each_asked_and_each_kept() -> None:
+    class One:
+        def __init__(self, value: float) -> None:
+            self.value, self.seen = value, list[int]()
+
+        def penalty(self) -> torch.Tensor | None:
+            return torch.tensor(self.value) if self.value else None
+
+        def after_backward(self, step: int, steps: int) -> None:
+            self.seen.append(step)
+
+        def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+            return {"a/b": torch.tensor(self.value)}, {"seen": self.seen}
+
+        def load_state(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+            self.value, self.seen = tensors["a/b"].item(), values["seen"]
+
+    one, two = One(2.0), One(0.5)
+    both = composed([one, two])
+    assert both is not None
+    assert both.penalty() == 2.5
+    both.after_backward(3, 9)
+    fresh = composed([One(0.0), One(0.0)])
+    assert fresh is not None
+    assert fresh.penalty() is None
+    fresh.load_state(*both.state())
+    assert fresh.penalty() == 2.5
+    assert [member.seen for member in fresh.members] == [[3], [3]]  # type: ignore[attr-defined]
+    assert composed([]) is None
+    assert composed([one]) is one

@@ -133,7 +133,7 @@ def _run(job: Job, name: str, again: bool) -> Result:
         case.built.model, case.views, work, plan.epochs, recipe.model.attention, _decided(saved_at)
     )
     family.prepare(case, work)
-    loop = training.loop_of(case, family.evaluation(case), saved_at)
+    loop = training.loop_of(case, family, saved_at)
     training.train(loop, case.views["train"], job)
     weights = sum(p.numel() * p.element_size() for p in case.built.model.parameters())
     job.record["peak_bytes"] = job.memory.peak() + weights

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,14 +19,18 @@ from luthier.data.render import fingerprint
 from luthier.data.view import View
 from luthier.engine import checkpoint, machine, optimizer
 from luthier.engine.cache import Cache
+from luthier.engine.hooks import Hooks, composed
 from luthier.engine.log import Console, Log
-from luthier.engine.loop import Loop, NotFinite, Settings, load_learned
+from luthier.engine.loop import Batches, Loop, NotFinite, Settings, load_learned
 from luthier.engine.stop import Stop
 from luthier.errors import UserError
 from luthier.evaluate import metrics
 from luthier.gather import Gathered
 from luthier.predict import Runner
 from luthier.recipe import Recipe
+
+if TYPE_CHECKING:
+    from luthier.families import Family
 
 
 @dataclass
@@ -85,18 +88,33 @@ class Case:
         return Runner(job.device, self.precision, plan.micro_tokens, job.stop, job.console, plan.overhead)
 
 
-def loop_of(
-    case: Case, evaluate: Callable[[], Mapping[str, float]] | None, saved_at: checkpoint.Checkpoint | None
-) -> Loop:
+class Source(Batches, Protocol):
+    """Steps from any one on, and how many make a pass."""
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of one pass over the rows."""
+
+
+def loader_of(case: Case, family: Family) -> Source:
+    """Where the steps come from: the family's own source (rollouts, bundles of judgements), or the rows in batches."""
+    if hasattr(family, "loader"):
+        own: Source = family.loader(case)
+        return own
+    view = case.views["train"]
+    return Loader(view.lengths, len(view), lambda ids: case.teach.collate(view, ids, case.schema), case.plan)
+
+
+def loop_of(case: Case, family: Family, saved_at: checkpoint.Checkpoint | None) -> Loop:
     """The loop of this run, ready to start or to go on."""
+    evaluate = family.evaluation(case)
     job, built, plan, precision = case.job, case.built, case.plan, case.precision
     train, kind = job.recipe.train, job.recipe.adapt.kind
     lr = train.lr or default_lr(kind, built.base.width)
     head_lr = train.head_lr or (max(lr, ADAPTERS[kind].head_lr) if kind != "head" else lr)
     decay = ADAPTERS[kind].decay if train.weight_decay is None else train.weight_decay
     groups = optimizer.groups(built.model, lr, decay, {"head.": head_lr})
-    view = case.views["train"]
-    loader = Loader(view.lengths, len(view), lambda ids: case.teach.collate(view, ids, case.schema), plan)
+    view, loader = case.views["train"], loader_of(case, family)
     settings = Settings(
         plan.steps, train.schedule, train.warmup, train.clip, precision,
         train.save_every or max(1, plan.steps // 10), train.eval_every or max(loader.per_epoch, plan.steps // 40),
@@ -112,7 +130,7 @@ def loop_of(
         built.model, case.teach.objective(case.schema, job.device), loader, optimizer.adamw(groups), settings,
         job.folder.checkpoints, identity, log, job.console, job.stop, job.device, evaluate, train_mode,
     )  # fmt: skip
-    loop.hooks = _hooks(case)
+    loop.hooks = _hooks(case, family)
     torch.manual_seed(job.recipe.seed)
     np.random.seed(job.recipe.seed)
     if saved_at is not None:
@@ -126,15 +144,16 @@ def loop_of(
     return loop
 
 
-def _hooks(case: Case) -> Any:
-    """What the adapter wants of the loop beside gradients, or None."""
+def _hooks(case: Case, family: Family) -> Hooks | None:
+    """What the adapter and the family want of the loop beside gradients, or None."""
     try:
         found = hooks(case.built.model.backbone)
         if found is not None:
             found.begin(case.plan.steps)
     except ValueError as error:
         raise UserError(f"{error}.", where=case.recipe.where("adapt")) from None
-    return found
+    own: list[Hooks] = family.hooks(case) if hasattr(family, "hooks") else []
+    return composed([*([] if found is None else [found]), *own])
 
 
 def _check_same(saved_at: checkpoint.Checkpoint, identity: dict[str, Any], job: Job) -> None:

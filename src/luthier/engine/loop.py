@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from luthier.engine import checkpoint, optimizer
+from luthier.engine.hooks import Hooks
 from luthier.engine.log import Console, Log
-from luthier.engine.loss import Learner, combine, total_counts
+from luthier.engine.loss import Learner, Tally, combine, total_counts
 from luthier.engine.machine import autocast
 from luthier.engine.stop import Stop
 from luthier.errors import Interrupted
@@ -46,25 +47,6 @@ class Batches(Protocol):
 
     def steps(self, start: int = 0) -> Iterator[Step]:
         """Steps from `start` on."""
-
-
-class Hooks(Protocol):
-    """What an adapter or a method may bring; the loop calls it without knowing why.
-
-    AdaLoRA gives away ranks while it trains, gradual unfreezing opens blocks, a controller follows a KL.
-    """
-
-    def penalty(self) -> torch.Tensor | None:
-        """A scalar added to the loss of a step, once, or None."""
-
-    def after_backward(self, step: int, steps: int) -> None:
-        """After the optimizer's step (0-based), while the gradients are still there."""
-
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What a checkpoint must keep: tensors by name, and plain values."""
-
-    def load_state(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        """Put back what `state` gave."""
 
 
 class NotFinite(Exception):
@@ -133,7 +115,7 @@ class Loop:
         evaluate: the metrics on the eval set, or None.
         mode: puts the model into training mode (frozen parts stay in evaluation mode).
         after_step: called with the number of steps done, for proofs; None to leave out.
-        hooks: see Hooks; None without.
+        hooks: see `hooks.Hooks`; None without.
     """
 
     model: nn.Module
@@ -168,10 +150,10 @@ class Loop:
         with self.console.bar("training", self.settings.steps, self.progress.step) as bar:
             self._due(self.progress.step > 0 and not self.progress.ended and self._eval_due())
             for step in () if self.progress.ended else self.batches.steps(self.progress.step):
-                loss, norm = self._step(step, parameters)
+                loss, norm, terms = self._step(step, parameters)
                 self.progress.step = step.number + 1
                 self.progress.seconds = before + time.monotonic() - began
-                self._log(step, loss, norm)
+                self._log(step, loss, norm, terms)
                 bar.update(step.number + 1, loss=f"{loss:.4f}", lr=f"{self.optimizer.param_groups[0]['lr']:.2g}")
                 if self.after_step is not None:
                     self.after_step(self.progress.step)
@@ -188,17 +170,19 @@ class Loop:
         self.log.flush()
         return self.progress
 
-    def _step(self, step: Step, parameters: list[nn.Parameter]) -> tuple[float, float]:
+    def _step(self, step: Step, parameters: list[nn.Parameter]) -> tuple[float, float, dict[str, float]]:
         settings = self.settings
         factor = optimizer.factor(settings.schedule, step.number, settings.steps, settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         totals = total_counts(self.learner, step.micros)
-        whole = torch.zeros((), device=self.device)
+        whole, tally = torch.zeros((), device=self.device), Tally(totals)
         for micro in step.micros:
             batch = {key: value.to(self.device, non_blocking=True) for key, value in micro.items()}
             with autocast(self.device, settings.precision):
-                part = combine(self.learner.loss(self.model, batch), totals)
+                terms = self.learner.loss(self.model, batch)
+                part = combine(terms, totals)
+            tally.add(terms)
             part.backward()  # type: ignore[no-untyped-call]
             whole = whole + part.detach()  # not in place: fp64 stays fp64
         if self.hooks is not None and (penalty := self.hooks.penalty()) is not None:
@@ -215,16 +199,16 @@ class Loop:
         if self.hooks is not None:
             self.hooks.after_backward(step.number, settings.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm
+        return loss, norm, tally.means()
 
-    def _log(self, step: Step, loss: float, norm: float) -> None:
+    def _log(self, step: Step, loss: float, norm: float, terms: Mapping[str, float]) -> None:
         values = {
             "epoch": round(step.epoch, 4),
             "train/loss": loss,
             "train/lr": self.optimizer.param_groups[0]["lr"],
             "train/norm": norm,
             "time": round(self.progress.seconds, 3),
-        }
+        } | {f"train/{name}": value for name, value in terms.items() if name != "loss"}
         self.log.write(self.progress.step, values)
 
     def _eval_due(self) -> bool:

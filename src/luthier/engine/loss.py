@@ -29,7 +29,7 @@ class Term(Protocol):
 
     @property
     def weight(self) -> float:
-        """Of the term in the total."""
+        """Of the term in the total; 0 for a figure that is only logged."""
 
 
 class Learner(Protocol):
@@ -53,5 +53,27 @@ def total_counts(learner: Learner, micros: Iterable[Batch]) -> dict[str, float]:
 
 def combine(loss: Mapping[str, Term], totals: Mapping[str, float]) -> torch.Tensor:
     """What one micro-batch adds to the step's loss: sum over terms of weight x sum / total count."""
-    parts = [term.sum * (term.weight / max(totals[name], 1e-12)) for name, term in loss.items()]
+    parts = [term.sum * (term.weight / max(totals[name], 1e-12)) for name, term in loss.items() if term.weight != 0]
     return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
+
+
+class Tally:
+    """The mean of each term over a step, for the log: sums stay on the device until they are read.
+
+    A loss of one term is the step's loss itself and is not counted twice.
+    """
+
+    def __init__(self, totals: Mapping[str, float]) -> None:
+        self.totals, self.sums = totals, dict[str, torch.Tensor]()
+
+    def add(self, loss: Mapping[str, Term]) -> None:
+        """The terms of one micro-batch."""
+        if len(self.totals) < 2:
+            return
+        for name, term in loss.items():
+            value = term.sum.detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def means(self) -> dict[str, float]:
+        """Each term's sum over its count; terms without any count in this step are left out."""
+        return {name: value.item() / self.totals[name] for name, value in self.sums.items() if self.totals[name] > 0}

@@ -26,7 +26,11 @@ FAMILIES: dict[str, str] = {
 
 
 class Family(Protocol):
-    """A module of this package; its functions, in the order in which a run calls them."""
+    """A module of this package; its functions, in the order in which a run calls them.
+
+    Two more may be there: `loader(case)`, the source of steps in place of the rows in batches (rollouts, bundles of
+    judgements), with `steps` and `per_epoch`; and `hooks(case)`, a list of `engine.hooks.Hooks`.
+    """
 
     def build(self, recipe: Recipe, base: Base, teach: Any, schema: Any, max_length: int, precision: str) -> Built:
         """Load, attach, and what the family adds."""

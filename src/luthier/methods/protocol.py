@@ -20,7 +20,7 @@ class Term:
     Attributes:
         sum: scalar tensor, the sum over the micro-batch.
         count: what the sum is divided by over a whole step; depends on the batch alone.
-        weight: of the term in the total.
+        weight: of the term in the total; 0 for a figure that is only logged (its sum detached).
     """
 
     sum: torch.Tensor
