@@ -325,7 +325,7 @@ def test_each_term_is_logged_and_a_figure_moves_nothing(tinies: dict[str, str], 
             assert ("train/rows" in line) == (weight is not None)
             if weight is not None:
                 tokens = sum(micro["attention_mask"].sum().item() for micro in step.micros)
-                assert line["train/rows"] == pytest.approx(tokens / 16)
+                assert line["train/rows"] == pytest.approx(tokens / len(step.ids))
     assert torch.equal(weights[None], weights[0.0])
 
 
