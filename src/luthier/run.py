@@ -36,7 +36,7 @@ from luthier.engine.stop import Stop
 from luthier.errors import Interrupted, UserError, unwritable
 from luthier.evaluate import metrics
 from luthier.families import Family, family_of
-from luthier.gather import gather
+from luthier.gather import Gathered, gather
 from luthier.methods import method as method_of
 from luthier.models.load import Base
 from luthier.recipe import Recipe, read
@@ -124,7 +124,7 @@ def _run(job: Job, name: str, again: bool) -> Result:
     job.folder.keep(job.record | {"proofs": earlier.get("proofs", [])})
     if again and saved_at is None:
         job.console.say("The run has no checkpoint yet: it starts from the beginning.")
-    case, family = _case(job, saved_at)
+    case, family = case_of(job, saved_at)
     job.console.say(record.sentence(case, family.says(case)))
     family.before(case)
     plan = case.plan
@@ -146,10 +146,12 @@ def _run(job: Job, name: str, again: bool) -> Result:
     return Result(job.folder.path, job.record)
 
 
-def _case(job: Job, saved_at: checkpoint.Checkpoint | None) -> tuple[Case, Family]:
-    """Rows, what they say to the method, and the model that is to learn it."""
+def case_of(
+    job: Job, saved_at: checkpoint.Checkpoint | None, gathered: Gathered | None = None
+) -> tuple[Case, Family]:
+    """Rows (or those gathered before), what they say to the method, and the model that is to learn it."""
     recipe = job.recipe
-    gathered = gather(recipe, job.cache.rows)
+    gathered = gather(recipe, job.cache.rows) if gathered is None else gathered
     train = gathered.splits["train"]
     teach = method_of(recipe.method, train.kind)
     family = family_of(teach)

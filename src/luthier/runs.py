@@ -81,7 +81,9 @@ def differing(recipes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
     A key that a recipe does not have (another adapt has other keys) counts only where those that have it differ.
     """
-    keys = dict.fromkeys(key for recipe in recipes for key in recipe if key not in OWN)
+    keys = dict.fromkeys(
+        key for recipe in recipes for key in recipe if key not in OWN and not key.startswith("search.")
+    )
     found = [key for key in keys if len({json.dumps(recipe[key]) for recipe in recipes if key in recipe}) > 1]
     last = [key.rpartition(".")[2] for key in found]
     return {key: name if last.count(name) == 1 else key for key, name in zip(found, last, strict=True)}

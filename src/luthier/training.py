@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """What a run holds while it works."""
+    """What a run holds while it works.
+
+    Attributes:
+        light: a trial of a search: no checkpoint to go on from, no proof, no tracker; the eval curve is what counts.
+    """
 
     recipe: Recipe
     folder: run_folder.Folder
@@ -48,6 +52,7 @@ class Job:
     cpu: float = field(default_factory=time.process_time)
     record: dict[str, Any] = field(default_factory=dict)
     proofs: list[dict[str, Any]] = field(default_factory=list)
+    light: bool = False
 
 
 @dataclass
@@ -114,18 +119,15 @@ def loop_of(case: Case, family: Family, saved_at: checkpoint.Checkpoint | None) 
     head_lr = train.head_lr or (max(lr, ADAPTERS[kind].head_lr) if kind != "head" else lr)
     decay = ADAPTERS[kind].decay if train.weight_decay is None else train.weight_decay
     groups = optimizer.groups(built.model, lr, decay, {"head.": head_lr})
-    view, loader = case.views["train"], loader_of(case, family)
+    loader = loader_of(case, family)
     settings = Settings(
         plan.steps, train.schedule, train.warmup, train.clip, precision,
         train.save_every or max(1, plan.steps // 10), train.eval_every or max(loader.per_epoch, plan.steps // 40),
-        train.keep, train.patience, case.metric[0], case.metric[1].higher_is_better,
+        0 if job.light else train.keep, train.patience, case.metric[0], case.metric[1].higher_is_better,
     )  # fmt: skip
-    identity = {
-        "plan": plan.as_dict(), "threads": torch.get_num_threads(), "precision": precision, "device": job.device.type,
-        "frozen": job.record["frozen"]["kind"], "base": built.about.base_hash, "tokenizer": fingerprint(built.base.tokenizer),
-        "rows": view.rows.hash,
-    }  # fmt: skip
-    log = Log(job.folder.metrics, train.trackers, job.folder.path.name, job.recipe.model_dump())
+    identity = {} if job.light else _identity(case)
+    trackers = [] if job.light else train.trackers
+    log = Log(job.folder.metrics, trackers, job.folder.path.name, job.recipe.model_dump())
     loop = Loop(
         built.model, case.teach.objective(case.schema, job.device), loader, optimizer.adamw(groups), settings,
         job.folder.checkpoints, identity, log, job.console, job.stop, job.device, evaluate, train_mode,
@@ -138,10 +140,20 @@ def loop_of(case: Case, family: Family, saved_at: checkpoint.Checkpoint | None) 
         loop.restore(saved_at)
         job.proofs += [line for line in job.record.pop("earlier_proofs", []) if line["name"] == "moved"]
         job.console.say(f"goes on after step {loop.progress.step} of {plan.steps}")
-    else:
+    elif not job.light:
         loop.after_step = proofs.Moved(built.model, min(2, plan.steps), lambda line: _keep_moved(line, job))
     job.record |= {"lr": lr, "head_lr": head_lr, "weight_decay": decay}
     return loop
+
+
+def _identity(case: Case) -> dict[str, Any]:
+    """What must be the same when the run goes on."""
+    job, built = case.job, case.built
+    return {
+        "plan": case.plan.as_dict(), "threads": torch.get_num_threads(), "precision": case.precision, "device": job.device.type,
+        "frozen": job.record["frozen"]["kind"], "base": built.about.base_hash, "tokenizer": fingerprint(built.base.tokenizer),
+        "rows": case.views["train"].rows.hash,
+    }  # fmt: skip
 
 
 def _hooks(case: Case, family: Family) -> Hooks | None:

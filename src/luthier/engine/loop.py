@@ -67,10 +67,11 @@ class Settings:
         clip: largest gradient norm, or None.
         precision: fp32 or bf16.
         save_every, eval_every: steps.
-        keep: step checkpoints on the disk.
+        keep: step checkpoints on the disk; 0 writes none.
         patience: evaluations without improvement before stopping, or None.
         metric: key of `evaluate`'s result that chooses the best weights.
         higher: whether more of it is better.
+        best: whether the weights of the best evaluation are kept on the disk.
     """
 
     steps: int
@@ -84,6 +85,7 @@ class Settings:
     patience: int | None
     metric: str
     higher: bool
+    best: bool = True
 
 
 @dataclass
@@ -116,6 +118,7 @@ class Loop:
         mode: puts the model into training mode (frozen parts stay in evaluation mode).
         after_step: called with the number of steps done, for proofs; None to leave out.
         hooks: see `hooks.Hooks`; None without.
+        after_eval: called with the number of steps done and the figures; true ends the run here.
     """
 
     model: nn.Module
@@ -133,6 +136,7 @@ class Loop:
     mode: Callable[[nn.Module], None]
     after_step: Callable[[int], None] | None = None
     hooks: Hooks | None = None
+    after_eval: Callable[[int, Mapping[str, float]], bool] | None = None
     progress: Progress = field(default_factory=Progress)
 
     def run(self) -> Progress:
@@ -232,16 +236,15 @@ class Loop:
         if self._better(value, values.get("loss", math.inf)):
             self.progress.best, self.progress.best_loss = value, values.get("loss", math.inf)
             self.progress.best_step, self.progress.waited = self.progress.step, 0
-            checkpoint.save(
-                self.folder,
-                "best",
-                {"model": learned(self.model)},
-                {"step": self.progress.step, "value": value},
-            )
+            if self.settings.best:
+                told = {"step": self.progress.step, "value": value}
+                checkpoint.save(self.folder, "best", {"model": learned(self.model)}, told)
         else:
             self.progress.waited += 1
             if self.settings.patience is not None and self.progress.waited >= self.settings.patience:
                 self.progress.ended = True
+        if self.after_eval is not None and self.after_eval(self.progress.step, values):
+            self.progress.ended = True
 
     def _better(self, value: float, loss: float) -> bool:
         """More of the metric; at equal metric (common on a small eval set) less of the loss."""
@@ -259,7 +262,9 @@ class Loop:
         )
 
     def save(self) -> None:
-        """Write a checkpoint of this moment and drop the oldest."""
+        """Write a checkpoint of this moment and drop the oldest; nothing where none is kept."""
+        if self.settings.keep == 0:
+            return
         generators, rest = checkpoint.random_state()
         tensors = {
             "model": learned(self.model), "optimizer": optimizer.state_tensors(self.optimizer), "random": generators,

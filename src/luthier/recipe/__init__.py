@@ -20,11 +20,12 @@ from luthier.recipe.adapt import (
     RsLora,
 )
 from luthier.recipe.fields import Settings
-from luthier.recipe.read import read, write
+from luthier.recipe.read import changed, read, write
+from luthier.recipe.search import Search
 from luthier.recipe.settings import Data, HoldOut, Model, Recipe, SftSettings, SupervisedSettings, Train
 
 __all__ = [
     "Adapt", "BitFit", "Bottleneck", "Data", "Dora", "Full", "Head", "HoldOut", "Ia3", "LastN", "Lora", "LowRank", "Model",
-    "Norm", "PTuning", "Peft", "Pissa", "Prefix", "Prompt", "Recipe", "RsLora", "Settings", "SftSettings",
-    "SupervisedSettings", "Train", "read", "write",
+    "Norm", "PTuning", "Peft", "Pissa", "Prefix", "Prompt", "Recipe", "RsLora", "Search", "Settings", "SftSettings",
+    "SupervisedSettings", "Train", "changed", "read", "write",
 ]  # fmt: skip

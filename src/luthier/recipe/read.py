@@ -51,12 +51,29 @@ def read(source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str] = 
             hint="'luthier new FILE' writes one from a data file.",
         )
     _absolute(raw, folder)
+    return _checked(raw, places, source)
+
+
+def _checked(raw: dict[str, Any], places: dict[Keys, str], source: Any) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise _explain(error, raw, places, source) from None
     recipe._places = dict(places)
     return recipe
+
+
+def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with the values of dotted keys put in, in their order, and checked.
+
+    Raises:
+        RecipeError: if it is none any more.
+    """
+    raw = _plain(recipe)
+    places = dict(recipe._places)
+    for key, value in values.items():
+        _put(raw, key.split("."), _plain(value), places, places.get(("search", "space", key), "search.space"))
+    return _checked(raw, places, None)
 
 
 def write(recipe: Recipe, comments: Mapping[str, str] | None = None) -> str:
@@ -147,20 +164,30 @@ def _set(raw: Any, change: str, places: dict[Keys, str]) -> None:
     path, equals, text = change.partition("=")
     if not equals or not path:
         raise RecipeError(f"--set {change!r} is not of the form key=value.", hint="For example --set train.lr=1e-4.")
-    node, keys = raw, path.split(".")
+    _put(raw, path.split("."), _plain(YAML(typ="safe", pure=True).load(text)), places, f"--set {change}")
+
+
+def _put(raw: Any, keys: list[str], value: Any, places: dict[Keys, str], place: str) -> None:
+    """A value below a dotted key; a bare name on the way becomes the mapping that it stands for."""
+    node = raw
     for depth, key in enumerate(keys[:-1]):
         inner = node.get(key)
         if isinstance(inner, str) and (key in ("adapt", "method", "model")):
             inner = {"name" if key == "model" else "kind": inner}
         node[key] = inner if isinstance(inner, dict) else {}
         node = node[key]
-        places.setdefault(tuple(keys[: depth + 1]), "--set")
-    node[keys[-1]] = _plain(YAML(typ="safe", pure=True).load(text))
-    places[tuple(keys)] = f"--set {change}"
+        places.setdefault(tuple(keys[: depth + 1]), place)
+    node[keys[-1]] = value
+    places[tuple(keys)] = place
 
 
 def _absolute(raw: dict[str, Any], folder: Path) -> None:
-    data, model = raw.get("data"), raw.get("model")
+    data, model, search = raw.get("data"), raw.get("model"), raw.get("search")
+    space = search.get("space") if isinstance(search, dict) else None
+    for key in ("model", "model.name", "data.train"):  # choices that are files beside the recipe
+        if isinstance(space, dict) and isinstance(space.get(key), list):
+            found = [isinstance(one, str) and (folder / one).exists() for one in space[key]]
+            space[key] = [str((folder / one).resolve()) if there else one for one, there in zip(space[key], found, strict=True)]
     if isinstance(data, dict):
         for key in ("train", "eval", "test"):
             if isinstance(data.get(key), str) and (folder / data[key]).exists():

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from luthier.recipe.adapt import Adapt
 from luthier.recipe.fields import Count, Rate, Settings, Share, named
+from luthier.recipe.search import Search
 
 
 class Model(Settings):
@@ -153,6 +154,7 @@ class Recipe(Settings):
     method: Method = Field(default_factory=lambda: SupervisedSettings(), description="what teaches")
     data: Data = Field(description="where the examples come from")
     train: Train = Field(default_factory=lambda: Train(), description="how to step")
+    search: Search | None = Field(None, description="settings that `luthier search` tries")
 
     _places: Mapping[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
 
