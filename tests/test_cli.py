@@ -77,7 +77,7 @@ def test_exit_codes(
     def broken(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("luthier.recipe.read", broken)
+    monkeypatch.setattr("luthier.recipe.read_any", broken)
     assert cli._guarded(["tune", "a.yaml"], False) == code
     told = capsys.readouterr().err
     assert words in told

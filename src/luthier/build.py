@@ -11,6 +11,7 @@ import torch
 from luthier.adapters import ADAPTERS
 from luthier.adapters.structure import plain
 from luthier.errors import UserError
+from luthier.folder import last_stage
 from luthier.models import belongs, load, saved
 from luthier.models.heads import Head, TaskModel
 from luthier.models.saved import About, weights_hash
@@ -51,13 +52,22 @@ def base_of(recipe: Recipe) -> load.Base:
     return load.find(str(_run_model(recipe.model.name)), recipe.model.revision, where=recipe.where("model"))
 
 
+def model_folder(name: str) -> Path | None:
+    """The model folder of a run, where the name is that of a run (of several stages, of the last one)."""
+    for path in (Path(name), Path("runs") / name):
+        found = last_stage(path) / "model"
+        if (found / saved.ABOUT).is_file():
+            return found
+    return None
+
+
 def _run_model(name: str) -> Any:
-    """The model folder of a run, where the name is that of a run."""
-    for path in (Path(name) / "model", Path("runs") / name / "model"):
-        if (path / saved.ABOUT).is_file():
-            told = saved.about(path)
-            return path if told.stores == "model" else told.base
-    return name
+    """What stands on the disk for a run's tuned model: its own folder, or the base of an adapter or a head."""
+    path = model_folder(name)
+    if path is None:
+        return name
+    told = saved.about(path)
+    return path if told.stores == "model" else told.base
 
 
 def build(
@@ -117,12 +127,11 @@ def default_pooling(base: load.Base, adapt: str) -> str:
 
 def run_folder(name: str) -> Path | None:
     """The model folder of an earlier run that stores an adapter or a head."""
-    for path in (Path(name) / "model", Path("runs") / name / "model"):
-        if (path / saved.ABOUT).is_file():
-            told = saved.about(path)
-            if told.stores == "adapter" or (told.stores, told.family) == ("head", "language"):
-                return path
-    return None
+    path = model_folder(name)
+    if path is None:
+        return None
+    told = saved.about(path)
+    return path if told.stores == "adapter" or (told.stores, told.family) == ("head", "language") else None
 
 
 def unquantized(recipe: Recipe, earlier: Path | None) -> None:

@@ -65,19 +65,20 @@ def tune(
     name: Annotated[str | None, typer.Option(help="of the run")] = None,
     runs: Runs = RUNS,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    rerun: Annotated[list[str], typer.Option("--rerun", help="of several stages: run this one again, or stale")] = [],  # noqa: B006
 ) -> None:
     """Run a recipe. Ctrl-C and SIGTERM leave a checkpoint that --resume goes on from, exactly."""
-    from luthier.recipe import read
+    from luthier.recipe import read_any
 
     if Path(recipe).suffix.lower() not in (".yaml", ".yml"):
         from luthier.new import new as write_recipe
 
         recipe = str(write_recipe(recipe, None, "pocket", None, False, keep=True))
-    checked = read(recipe, sets)  # a mistake is told before anything heavy is imported
+    checked = read_any(recipe, sets)  # a mistake is told before anything heavy is imported
     from luthier.record import headline
     from luthier.run import run
 
-    result = run(checked, said=sets, resume=resume, name=name, runs=runs, quiet=quiet)
+    result = run(checked, said=sets, resume=resume, name=name, runs=runs, quiet=quiet, rerun=rerun)
     print(headline(result.record))
     print(f"report: {result.report}")
 

@@ -7,7 +7,7 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,17 @@ def replace_text(path: Path, text: str) -> None:
 def name_of(recipe: Recipe, sets: tuple[str, ...] = ()) -> str:
     """A name that says what differs: adapt, model, data, and what --set changed."""
     said = [f"{set_.split('=')[0].split('.')[-1]}={set_.split('=', 1)[1]}" for set_ in sets if "=" in set_]
-    parts = [recipe.adapt.kind, Path(recipe.model.name).name, Path(recipe.data.train).stem, *said]
+    return _joined([recipe.adapt.kind, Path(recipe.model.name).name, Path(recipe.data.train).stem, *said])
+
+
+def joined(names: Sequence[str], sets: Sequence[str] = ()) -> str:
+    """The name of several stages that has none: theirs, and what --set changed."""
+    return _joined(
+        [*names, *(f"{key.split('.')[-1]}={value}" for key, _, value in (one.partition("=") for one in sets))]
+    )
+
+
+def _joined(parts: Sequence[str]) -> str:
     return re.sub(r"[^\w.@+=-]+", "-", "-".join(parts)).strip("-.")[:120]
 
 
@@ -118,6 +128,33 @@ def _failed_early(folder: Folder) -> bool:
     return not any(folder.checkpoints.glob("step-*")) and folder.record().get("status") == "failed"
 
 
+def begun(folder: Folder) -> bool:
+    """Whether a run is there that goes on or has ended."""
+    return folder.recipe.exists() and not _failed_early(folder)
+
+
+def recipe_of(folder: Folder) -> Recipe:
+    """The recipe that a run was started with."""
+    return read(folder.recipe)
+
+
+def is_run(name: str, runs: Path) -> bool:
+    """Whether a name or folder is that of a run."""
+    return any((path / "recipe.yaml").is_file() for path in (Path(name), runs / name))
+
+
+def last_stage(path: Path) -> Path:
+    """Of a folder that holds several stages, that of the last one; any other folder as it is."""
+    file = path / "run.json"
+    if not file.is_file() or not (path / "recipe.yaml").is_file() or (path / "model").exists():
+        return path
+    try:
+        stages = json.loads(file.read_text(encoding="utf-8")).get("stages")
+    except (OSError, ValueError):
+        return path
+    return path / stages[-1]["name"] if stages else path
+
+
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, value before, value now) of what differs; neither the name nor a search changes what a run does."""
     result: list[tuple[str, Any, Any]] = []
@@ -137,14 +174,14 @@ def start(folder: Folder, recipe: Recipe) -> None:
 
 
 def find(name: str | Path, runs: Path = DEFAULT_RUNS) -> Folder:
-    """A run by its folder or its name below `runs`.
+    """A run by its folder or its name below `runs`; of several stages, the last one.
 
     Raises:
         UserError: if there is none; the message names the nearest.
     """
     for path in (Path(name), runs / name):
         if (path / "run.json").is_file() or (path / "recipe.yaml").is_file():
-            return Folder(path)
+            return Folder(last_stage(path))
     import difflib
 
     known = sorted(path.parent.name for path in runs.glob("*/recipe.yaml"))

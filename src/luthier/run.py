@@ -39,7 +39,7 @@ from luthier.families import Family, family_of
 from luthier.gather import Gathered, gather
 from luthier.methods import method as method_of
 from luthier.models.load import Base
-from luthier.recipe import Recipe, read
+from luthier.recipe import Recipe, Stages, read_any
 from luthier.training import Case, Job
 
 FEWEST_STEPS, MOST_EPOCHS = 150, 25  # of a run whose recipe names neither steps nor epochs
@@ -66,13 +66,14 @@ class Result:
 
 
 def run(
-    source: str | Path | Mapping[str, Any] | Recipe, *, sets: Sequence[str] = (), said: Sequence[str] = (), resume: bool = False,
-    runs: str | Path = run_folder.DEFAULT_RUNS, name: str | None = None, quiet: bool = False, cache: Cache | None = None,
+    source: str | Path | Mapping[str, Any] | Recipe | Stages, *, sets: Sequence[str] = (), said: Sequence[str] = (),
+    resume: bool = False, runs: str | Path = run_folder.DEFAULT_RUNS, name: str | None = None, quiet: bool = False,
+    cache: Cache | None = None, rerun: Sequence[str] = (),
 ) -> Result:  # fmt: skip
-    """Fine-tune.
+    """Fine-tune. A recipe with `stages:` runs them all: see `stages.run_stages`.
 
     Args:
-        source: a recipe: path, mapping or Recipe.
+        source: a recipe: path, mapping, Recipe or Stages.
         sets: changes such as "train.lr=1e-4".
         said: changes that are in the recipe already and shall stand in the run's name.
         resume: go on with the run if it exists; without it an existing run is refused.
@@ -80,12 +81,19 @@ def run(
         name: of the run; made from what differs when left out.
         quiet: no progress on the terminal.
         cache: another cache than the user's own.
+        rerun: stages to run again; see `stages.run_stages`.
 
     Raises:
         UserError: for a mistake in recipe, data or model.
         Interrupted: on Ctrl-C or SIGTERM, after saving.
     """
-    recipe = read(source, sets)
+    recipe = read_any(source, sets)
+    if isinstance(recipe, Stages):
+        from luthier.stages import run_stages
+
+        return run_stages(
+            recipe, said=(*sets, *said), resume=resume, rerun=rerun, runs=runs, name=name, quiet=quiet, cache=cache
+        )
     named = name or recipe.name or run_folder.name_of(recipe, (*sets, *said))
     folder, recipe, again = run_folder.begin(recipe, named, Path(runs), resume)
     with folder.held(), Stop() as stop:

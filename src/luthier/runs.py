@@ -45,9 +45,10 @@ def table(runs_folder: Path | str) -> str:
     """The runs below a folder, newest first; a damaged one is named and does not stop the others."""
     root = Path(runs_folder)
     folders = [path for path in root.glob("*/") if (path / "recipe.yaml").is_file() or (path / "run.json").is_file()]
+    folders += [stage for path in folders if not (path / "model").exists() for stage in _stages(path)]
     if not folders:
         return f"There is no run below {str(root)!r}: 'luthier tune RECIPE' makes one."
-    lines = sorted((_read(path) for path in folders), key=lambda line: (line.started, line.name), reverse=True)
+    lines = sorted((_read(path, root) for path in folders), key=lambda line: (line.started, line.name), reverse=True)
     differ = differing([line.recipe for line in lines])
     head = ("name", "status", "adapt", "model", "result", "time", "eval", "differs")
     cells = [
@@ -67,6 +68,16 @@ def table(runs_folder: Path | str) -> str:
     ]
     complaints = [line.complaint for line in lines if line.complaint]
     return "\n".join([*aligned([head, *cells]), *complaints])
+
+
+def _stages(folder: Path) -> list[Path]:
+    """Folders of the stages, where a folder holds several."""
+    try:
+        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        found = [folder / one["name"] for one in told.get("stages", [])]
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return []
+    return [path for path in found if (path / "recipe.yaml").is_file()]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -101,18 +112,18 @@ def sparkline(values: Sequence[float], width: int = SPARK) -> str:
     return "".join(BLOCKS[min(len(BLOCKS) - 1, int(height * len(BLOCKS)))] for height in heights)
 
 
-def _read(folder: Path) -> Line:
-    file = folder / "run.json"
+def _read(folder: Path, root: Path) -> Line:
+    file, name = folder / "run.json", folder.relative_to(root).as_posix()
     try:
         record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         if not isinstance(record, dict):
             raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         broken = f"{file} is damaged ({error}): move the folder away, or run it again under another name."
-        return Line(folder.name, "damaged", _changed(folder), complaint=broken)
+        return Line(name, "damaged", _changed(folder), complaint=broken)
     complaint: str | None = None
     if record.get("status") == "failed" and record.get("error"):
-        complaint = f"{folder.name} failed: {str(record['error']).strip().splitlines()[-1].strip()}"
+        complaint = f"{name} failed: {str(record['error']).strip().splitlines()[-1].strip()}"
     recipe = record.get("recipe")
     if not isinstance(recipe, dict):
         recipe, wrong = _recipe(folder / "recipe.yaml")
@@ -122,7 +133,7 @@ def _read(folder: Path) -> Line:
         status = _alive(folder, status)
     started = record.get("started")
     return Line(
-        folder.name, status, _utc(started) if started else _changed(folder), record, flat(recipe),
+        name, status, _utc(started) if started else _changed(folder), record, flat(recipe),
         _curve(folder / "metrics.jsonl", record.get("metric") or flat(recipe).get("train.metric")), complaint,
     )  # fmt: skip
 

@@ -155,7 +155,10 @@ def records() -> str:
 
 def recipe() -> str:
     """The recipe's keys with type, default and meaning, nested as they are written."""
-    return _keys(Recipe, "recipe: key, type, default (null: chosen when the run starts, or none), meaning")
+    from luthier.recipe import stages
+
+    one = _keys(Recipe, "recipe: key, type, default (null: chosen when the run starts, or none), meaning")
+    return f"{one}\n\n{(inspect.getdoc(stages) or '').strip()}"
 
 
 def _keys(cls: type[BaseModel], title: str, hidden: set[str] | None = None) -> str:

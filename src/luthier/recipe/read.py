@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,6 +32,19 @@ def read(source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str] = 
     """
     if isinstance(source, Recipe) and not sets:
         return source
+    raw, places, folder = raw_of(source, sets)
+    if "stages" in raw:
+        raise RecipeError(
+            "This recipe has stages; here one run is expected.", where=places.get(("stages",)),
+            hint="'luthier tune' runs them all. For one of them give its run, such as runs/NAME/STAGE/recipe.yaml.",
+        )  # fmt: skip
+    return checked(raw, places, folder, source)
+
+
+def raw_of(
+    source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str]
+) -> tuple[dict[str, Any], dict[Keys, str], Path]:
+    """What was written, with `sets` applied; the place of each key; the folder that paths are relative to."""
     places: dict[Keys, str] = {}
     folder = Path.cwd()
     if isinstance(source, Recipe):
@@ -42,19 +55,26 @@ def read(source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str] = 
         path = Path(source)
         raw = _load(path, places)
         folder = path.resolve().parent
-    for change in sets:
-        _set(raw, change, places)
     if not isinstance(raw, dict):
         raise RecipeError(
             "A recipe is a mapping of keys such as model, adapt, data and train.",
             where=str(source)[:80],
             hint="'luthier new FILE' writes one from a data file.",
         )
-    _absolute(raw, folder)
+    for change in sets:
+        _set(raw, change, places)
+    return raw, places, folder
+
+
+def checked(
+    raw: dict[str, Any], places: Mapping[Keys, str], folder: Path, source: Any, names: Collection[str] = ()
+) -> Recipe:
+    """The recipe of one run, from what was written; `names` are those of stages, which no folder goes before."""
+    absolute(raw, folder, names)
     return _checked(raw, places, source)
 
 
-def _checked(raw: dict[str, Any], places: dict[Keys, str], source: Any) -> Recipe:
+def _checked(raw: dict[str, Any], places: Mapping[Keys, str], source: Any) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
@@ -164,7 +184,21 @@ def _set(raw: Any, change: str, places: dict[Keys, str]) -> None:
     path, equals, text = change.partition("=")
     if not equals or not path:
         raise RecipeError(f"--set {change!r} is not of the form key=value.", hint="For example --set train.lr=1e-4.")
-    _put(raw, path.split("."), _plain(YAML(typ="safe", pure=True).load(text)), places, f"--set {change}")
+    value = _plain(YAML(typ="safe", pure=True).load(text))
+    node, keys = _stage_of(raw, path.split("."), change)
+    _put(node, keys, value, places, f"--set {change}")
+
+
+def _stage_of(raw: Any, keys: list[str], change: str) -> tuple[Any, list[str]]:
+    """The mapping that `keys` go into: a stage's own for ``stages.NAME.key``."""
+    stages = raw.get("stages")
+    if keys[0] != "stages" or len(keys) < 3 or not isinstance(stages, list):
+        return raw, keys
+    found = next((one for one in stages if isinstance(one, dict) and one.get("name") == keys[1]), None)
+    if found is None:
+        known = ", ".join(str(one.get("name")) for one in stages if isinstance(one, dict))
+        raise RecipeError(f"--set {change!r}: there is no stage {keys[1]!r}.", hint=f"Stages: {known}.")
+    return found, keys[2:]
 
 
 def _put(raw: Any, keys: list[str], value: Any, places: dict[Keys, str], place: str) -> None:
@@ -181,7 +215,8 @@ def _put(raw: Any, keys: list[str], value: Any, places: dict[Keys, str], place: 
     places[tuple(keys)] = place
 
 
-def _absolute(raw: dict[str, Any], folder: Path) -> None:
+def absolute(raw: dict[str, Any], folder: Path, names: Collection[str] = ()) -> None:
+    """Relative data and model paths that exist below `folder` become absolute; `names` of stages stay names."""
     data, model, search = raw.get("data"), raw.get("model"), raw.get("search")
     space = search.get("space") if isinstance(search, dict) else None
     for key in ("model", "model.name", "data.train"):  # choices that are files beside the recipe
@@ -192,10 +227,13 @@ def _absolute(raw: dict[str, Any], folder: Path) -> None:
         for key in ("train", "eval", "test"):
             if isinstance(data.get(key), str) and (folder / data[key]).exists():
                 data[key] = str((folder / data[key]).resolve())
-    if isinstance(model, str) and (folder / model).is_dir():
-        raw["model"] = str((folder / model).resolve())
-    elif isinstance(model, dict) and isinstance(model.get("name"), str) and (folder / model["name"]).is_dir():
-        model["name"] = str((folder / model["name"]).resolve())
+    name = model.get("name") if isinstance(model, dict) else model
+    if not isinstance(name, str) or name in names or not (folder / name).is_dir():
+        return
+    if isinstance(model, dict):
+        model["name"] = str((folder / name).resolve())
+    else:
+        raw["model"] = str((folder / name).resolve())
 
 
 def _explain(error: ValidationError, raw: Any, places: Mapping[Keys, str], source: Any) -> RecipeError:
