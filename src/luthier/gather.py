@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from luthier.data import sources
-from luthier.data.examples import RECORDS, Rows
+from luthier.data.examples import JUDGED, RECORDS, Rows
 from luthier.data.split import hash_split, row_key
 from luthier.errors import UserError
 from luthier.recipe import Recipe
@@ -65,8 +65,14 @@ def gather(recipe: Recipe, store: Path) -> Gathered:
 
 
 def expected(recipe: Recipe) -> tuple[str, ...] | None:
-    """Every kind where a method that writes was asked for: a text beside other columns is then learned itself."""
-    return tuple(RECORDS) if recipe.method.kind == "sft" else None
+    """The kinds of rows that the method can mean; None where the columns decide.
+
+    A method that writes learns a text beside other columns itself, and what stands beside judgements; one that learns
+    from judgements takes nothing else.
+    """
+    if recipe.method.kind == "sft":
+        return tuple(kind for kind in RECORDS if kind not in JUDGED)
+    return JUDGED if recipe.method.kind in ("reward", "preference", "ranking") else None
 
 
 def _hold_out(rows: Rows, shares: Mapping[str, float], seed: int) -> dict[str, Rows]:

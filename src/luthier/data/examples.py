@@ -16,8 +16,9 @@ from luthier.data import messages as chat
 from luthier.data.cells import BadRow, listed, tree
 from luthier.data.cells import name as _name
 from luthier.data.cells import text as _text
+from luthier.data.judgements import records as judged
 
-__all__ = ["RECORDS", "BadRow", "Record", "Rows", "listed", "shown"]
+__all__ = ["JUDGED", "RECORDS", "BadRow", "Record", "Rows", "listed", "shown"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,32 @@ RECORDS: dict[str, Record] = {
         ("tokens", "tags"), (), pa.schema([("tokens", _STRINGS), ("tags", _STRINGS)]), _tags,
         "words with one tag each, such as BIO spans",
     ),
+    "prompt,chosen,rejected": Record(
+        ("chosen", "rejected"), judged.BESIDE, judged.SCHEMA, judged.pair,
+        "two completions and which is better; without a prompt column, what both begin with is the prompt",
+    ),
+    "prompt,completions,ranks": Record(
+        ("completions", "ranks"), judged.BESIDE, judged.SCHEMA, judged.ranking,
+        "2 to 16 completions with their ranks: lower is better, equal is a tie, null was not ranked",
+    ),
+    "prompt,completions,choice": Record(
+        ("completions", "choice"), judged.BESIDE, judged.SCHEMA, judged.choice,
+        "2 to 16 completions and the index of the preferred one; several for equal firsts, null for none",
+    ),
+    "prompt,completions,scores": Record(
+        ("completions", "scores"), judged.BESIDE, judged.SCHEMA, judged.scores,
+        "2 to 16 completions with their scores: higher is better, null was not scored",
+    ),
+    "prompt,completion,score": Record(
+        ("completion", "score"), judged.BESIDE, judged.SCHEMA, judged.score, "a completion and its score: higher is better",
+    ),
+    "prompt,completion,label": Record(
+        ("completion", "label"), judged.BESIDE, judged.SCHEMA, judged.thumb, "a completion and a thumb, up or down",
+    ),
+    "prompt,completions": Record(
+        ("completions",), judged.BESIDE, judged.SCHEMA, judged.carried,
+        "2 to 16 completions that carry their own rank or score, as UltraFeedback's",
+    ),
     "messages": Record(
         ("messages",), ("tools",), pa.schema([("messages", pa.large_string()), _TOOLS]), _messages,
         "a conversation: a list of {role, content}, with the tools that it may call",
@@ -145,6 +172,8 @@ RECORDS: dict[str, Record] = {
     ),
     "text": Record(("text",), (), pa.schema([("text", pa.large_string())]), _plain, "a text that is learned itself"),
 }  # fmt: skip
+JUDGED = tuple(kind for kind, record in RECORDS.items() if record.schema is judged.SCHEMA)
+"""The kinds of rows that hold judgements; `data.judgements` reads them."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +235,9 @@ class Rows:
 
 
 def shown(row: Mapping[str, Any]) -> str | list[str]:
-    """A row's text for showing: a pair, or a prompt and its completion, is two texts; words and turns are joined."""
+    """A row's text for showing: a pair, or a prompt and its completions, is several texts; words and turns are joined."""
+    if "completions" in row:
+        return judged.drawn(row)
     if "tokens" in row:
         return " ".join(row["tokens"])
     if "messages" in row:

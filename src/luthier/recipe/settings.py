@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from luthier.recipe.adapt import Adapt
 from luthier.recipe.fields import Count, Rate, Settings, Share, named
+from luthier.recipe.judged import Judgements
 from luthier.recipe.search import Search
 
 
@@ -106,6 +107,7 @@ class Data(Settings):
     hold_out: HoldOut = Field(default_factory=lambda: HoldOut(), description="shares for eval and test")
     label_separator: str | None = Field(None, description='splits several labels in one cell, such as "|"')
     on_bad_row: Literal["error", "skip"] = Field("error", description="stop at a broken row, or skip and count it")
+    judgements: Judgements | None = Field(None, description="of rows that hold judgements: how they are read")
 
 
 class Train(Settings):

@@ -5,8 +5,8 @@ A bundle is one prompt with K branches: the prompt's tokens once, then the branc
 
 from __future__ import annotations
 
-from luthier.data.bundles.arrange import Arrangement, arrange, cost
+from luthier.data.bundles.arrange import FORMS, Arrangement, arrange, cost
 from luthier.data.bundles.lay import Batch, Item, lay, lay_plain
 from luthier.data.bundles.rectangle import cut, pad
 
-__all__ = ["Arrangement", "Batch", "Item", "arrange", "cost", "cut", "lay", "lay_plain", "pad"]
+__all__ = ["FORMS", "Arrangement", "Batch", "Item", "arrange", "cost", "cut", "lay", "lay_plain", "pad"]
