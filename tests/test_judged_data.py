@@ -24,6 +24,7 @@ from luthier.data.memory import from_memory
 from luthier.data.render import Speech
 from luthier.data.split import hash_split
 from luthier.errors import UserError
+from luthier.gather import gather
 from luthier.methods.objectives.pairs import all_pairs, bradley_terry
 from luthier.methods.objectives.rankings import efron
 from luthier.models.language import LanguageModel
@@ -441,13 +442,26 @@ def test_faults_are_counted_and_refused_above_a_threshold() -> None:
     other = {"prompt": "P2", "chosen": "bad 2", "rejected": "good 2", "rater": "bob"}  # another rater may
     equal = {"prompt": "P0", "chosen": "same", "rejected": "same", "rater": "bob"}
     judged = judge(rows_of([*good, turned, other, equal]))
-    found = refuse(judged, 0.15)
+    (found,) = refuse(judged, 0.15)
     assert found.rows == {"equal answers": (22,), "contradicts the same rater": (1, 20)}
     assert len(judged) == 22
     with pytest.raises(UserError, match="3 of 23 rows of judgements") as error:
         refuse(judged, 0.1)
-    assert "contradicts the same rater: 2" in str(error.value)
+    assert "contradicts the same rater: 2 (the first: memory:2)" in str(error.value)
     assert "most_faulty" in str(error.value)
+
+
+def test_a_run_reads_what_the_recipe_says_of_judgements(tmp_path: Path) -> None:
+    file = tmp_path / "ranked.jsonl"
+    rows = [{"prompt": f"P{n}", "completions": ["a", "b", "c"], "ranks": [1, 2, None]} for n in range(30)]
+    rows += [{"prompt": f"P{n}", "completions": ["a", "b", "b"], "ranks": [1, 2, 2]} for n in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    plain = {"model": "pocket", "adapt": "full", "data": {"train": str(file), "judgements": {"unranked": "below", "most_faulty": 0.2}}}
+    gathered = gather(read(plain), tmp_path)
+    assert any("are left out: equal answers" in warning for warning in gathered.warnings)
+    assert judge(gathered.splits["train"]).observation(0).ranks.tolist() == [1, 2, INF]
+    with pytest.raises(UserError, match="4 of 34 rows of judgements"):
+        gather(read(plain, ["data.judgements.most_faulty=0.1"]), tmp_path)
 
 
 def test_a_score_off_the_scale_is_a_fault() -> None:

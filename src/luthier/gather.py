@@ -11,9 +11,11 @@ import numpy as np
 
 from luthier.data import sources
 from luthier.data.examples import JUDGED, RECORDS, Rows
+from luthier.data.judgements.faults import CONTRADICTS, OUTLIER, refuse
+from luthier.data.judgements.judged import judge
 from luthier.data.split import hash_split, row_key
 from luthier.errors import UserError
-from luthier.recipe import Recipe
+from luthier.recipe import Judgements, Recipe
 
 BY_HASH = "by hash of the text, stratified by label where there are labels"
 
@@ -61,7 +63,10 @@ def gather(recipe: Recipe, store: Path) -> Gathered:
         splits |= _hold_out(splits["train"], {name: share for name, share in shares.items() if share > 0}, recipe.seed)
     if "eval" not in splits and "test" not in splits:
         warnings.append("Nothing was held out: no figure here says how the model does on new rows.")
-    return Gathered(splits, how, tuple(warnings + _contradictions(splits) + _leaks(splits)))
+    warnings += _contradictions(splits) + _leaks(splits)
+    if splits["train"].kind in JUDGED:
+        warnings += _judgements(splits, (data.judgements or Judgements()).most_faulty)
+    return Gathered(splits, how, tuple(warnings))
 
 
 def expected(recipe: Recipe) -> tuple[str, ...] | None:
@@ -113,6 +118,19 @@ def _contradictions(splits: Mapping[str, Rows]) -> list[str]:
                 f"{len(other)} {name} rows repeat a text with another label (the first: {rows.place(other[0])}): "
                 "no model can be right on both."
             )
+    return said
+
+
+def _judgements(splits: Mapping[str, Rows], most: float) -> list[str]:
+    """What says nothing, or unsays itself, in judgements; too much of it is refused."""
+    judged = {name: judge(rows) for name, rows in splits.items()}
+    said = []
+    for name, found in zip(judged, refuse(list(judged.values()), most), strict=True):
+        for kind, rows in found.rows.items():
+            told = "stand, but look at them" if kind in (CONTRADICTS, OUTLIER) else "are left out"
+            said.append(f"{len(rows)} {name} rows {told}: {kind} (the first: {splits[name].place(rows[0])}).")
+        if not len(judged[name]):
+            raise UserError(f"No row of {name} holds a judgement.", where=splits[name].source)
     return said
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from luthier.data.cells import without_nulls
-from luthier.data.examples import RECORDS, BadRow, Record, Rows
+from luthier.data.examples import JUDGED, RECORDS, BadRow, Record, Rows
 from luthier.errors import UserError
 from luthier.recipe import Data
 
@@ -272,6 +272,8 @@ def kind_of(columns: list[str], source: str, expect: tuple[str, ...] = ()) -> st
 
 def _rename(columns: list[str], expect: tuple[str, ...]) -> str:
     """What to write so that the columns make a record."""
+    if expect == JUDGED:
+        return "Rename with  data: {columns: {prompt: <yours>, chosen: <yours>, rejected: <yours>}}  (or completions, ranks)."
     written = not expect or "messages" in expect
     if written and "conversations" in columns:
         return "Conversations are read with  data: {columns: {messages: conversations}}."
@@ -299,7 +301,8 @@ def load(name: str, data: Data, store: Path, *, expect: str | tuple[str, ...] | 
         UserError: for a missing or unreadable file, a missing column, a broken row (file:line), or no rows.
     """
     lines, content = open_source(name)
-    options = json.dumps([data.columns, data.label_separator, data.on_bad_row, expect, 2], sort_keys=True)
+    below = data.judgements is not None and data.judgements.unranked == "below"
+    options = json.dumps([data.columns, data.label_separator, data.on_bad_row, expect, below, 3], sort_keys=True)
     key = hashlib.sha256(f"{content()}|{options}".encode()).hexdigest()[:32]
     target = store / f"{key}.arrow"
     if Path(name).exists() and target.exists() and target.with_suffix(".json").exists():
@@ -334,6 +337,8 @@ def _write(lines: Lines, name: str, data: Data, expect: str | tuple[str, ...] | 
             if "__broken__" in raw:
                 raise BadRow(str(raw["__broken__"]))
             row = renamed(raw, rename)
+            if data.judgements is not None and "ranks" in row:
+                row.setdefault("unranked", data.judgements.unranked)
             if record is None:
                 _check_columns(raw, data, name)
                 kind = _kind(list(row), name, expect)

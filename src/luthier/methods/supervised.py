@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from luthier.data.examples import Rows
+from luthier.data.examples import JUDGED, Rows
 from luthier.data.loader import Batch
 from luthier.data.render import Encoded
 from luthier.data.view import View
@@ -127,6 +127,11 @@ class Supervised(SupervisedSettings):
             "tokens,tags": ("tag",),
             "text,label": ("classify", "multilabel"),
         }.get(rows.kind)
+        if serves is None and rows.kind in JUDGED:
+            raise UserError(
+                f"The columns {rows.kind} hold judgements, and task {self.task!r} learns labels or scores.",
+                where=where or rows.source, hint="Learn from judgements with  method: reward  (or preference, or ranking).",
+            )  # fmt: skip
         if serves is None:
             raise UserError(
                 f"task {self.task!r} needs labels or scores; the columns are {rows.kind}.", where=where or rows.source,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from luthier.data.judgements.judged import RANKED, Judged, ranks_of
-from luthier.data.judgements.records import DIFFER, EQUAL, SILENT
-from luthier.data.judgements.view import ALIKE, CUT
+from luthier.data.judgements.records import ALIKE, CUT, DIFFER, EQUAL, SILENT
 from luthier.errors import UserError
 
 CONTRADICTS, OUTLIER = "contradicts the same rater", "score off the scale"
@@ -91,26 +90,26 @@ def outliers(judged: Judged) -> list[int]:
     return [int(number) for number in np.unique(owner[scored & far])]
 
 
-def refuse(judged: Judged, most: float) -> Faults:
-    """Raise UserError where more than this share of the rows has a fault; else the faults.
+def refuse(splits: Judged | Sequence[Judged], most: float) -> list[Faults]:
+    """Raise UserError where more than this share of all rows has a fault; else the faults of each split.
 
     Raises:
         UserError: naming each kind with its number and its first row.
     """
-    found = faults(judged)
-    if found.count <= most * found.total:
+    several = [splits] if isinstance(splits, Judged) else list(splits)
+    found = [faults(judged) for judged in several]
+    count, total = sum(one.count for one in found), sum(one.total for one in found)
+    if count <= most * total:
         return found
-    kinds = Counter({kind: len(rows) for kind, rows in found.rows.items()}).most_common()
-    listed = "; ".join(
-        f"{kind}: {count} (the first: line {_line(judged, found.rows[kind][0])})" for kind, count in kinds
-    )
-    share = min(0.99, found.count / found.total + 0.01)
+    kinds: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for judged, one in zip(several, found, strict=True):
+        for kind, rows in one.rows.items():
+            kinds[kind] += len(rows)
+            first.setdefault(kind, judged.rows.place(rows[0]))
+    listed = "; ".join(f"{kind}: {often} (the first: {first[kind]})" for kind, often in kinds.most_common())
     raise UserError(
-        f"{found.count} of {found.total} rows of judgements say nothing or contradict themselves. {listed}.",
-        where=judged.rows.place(found.rows[kinds[0][0]][0]),
-        hint=f"Mend or remove them, or allow more:  data: {{judgements: {{most_faulty: {share:.2g}}}}}",
+        f"{count} of {total} rows of judgements say nothing or contradict themselves. {listed}.",
+        where=several[0].rows.source,
+        hint=f"Mend or remove them, or allow more:  data: {{judgements: {{most_faulty: {min(0.99, count / total + 0.01):.2g}}}}}",
     )
-
-
-def _line(judged: Judged, row: int) -> str:
-    return judged.rows.place(row).rpartition(":")[2]

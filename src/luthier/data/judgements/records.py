@@ -25,6 +25,7 @@ from luthier.data.judgements.prompts import Asked, alike, apart, asked, spoken, 
 FEWEST, MOST = 2, 16  # completions that one person can set beside each other
 FORMS = ("ranking", "choice", "score", "thumb")
 EQUAL, DIFFER, SILENT = "equal answers", "prompts differ", "no verdict"
+ALIKE, CUT = "equal once they are tokens", "no room for its completion"  # told when there are tokens: see `view`
 
 SCHEMA = pa.schema([
     ("prompt", pa.large_string()), ("completions", pa.list_(pa.large_string())), ("chat", pa.bool_()),

@@ -14,14 +14,12 @@ import torch
 from luthier.data.bundles import FORMS, Arrangement, arrange, lay, lay_plain, pad
 from luthier.data.examples import Rows
 from luthier.data.judgements.judged import Floats, Ints, Judged, ranks_of
+from luthier.data.judgements.records import ALIKE, CUT
 from luthier.data.loader import Batch
 from luthier.data.render import Speech
 from luthier.data.render.judged import encode_judged
 from luthier.data.view import TextView, View
 from luthier.errors import UserError
-
-ALIKE = "equal once they are tokens"
-CUT = "no room for its completion"
 
 
 @dataclass(frozen=True)
