@@ -19,6 +19,7 @@ from luthier.data.judgements.faults import faults, refuse
 from luthier.data.judgements.judged import Judged, judge
 from luthier.data.judgements.loader import JudgedLoader
 from luthier.data.judgements.view import JudgedView, judged_view
+from luthier.data.kinds import kind_of
 from luthier.data.loader import Plan
 from luthier.data.memory import from_memory
 from luthier.data.render import Speech
@@ -38,12 +39,12 @@ HERE, THERE = [{"role": "assistant", "content": "Here."}], [{"role": "assistant"
 
 def parsed(row: dict[str, Any]) -> dict[str, Any]:
     """A row as the kind that its columns make reads it."""
-    kind = sources.kind_of(list(row), "memory", JUDGED)
+    kind = kind_of(list(row), "memory", JUDGED)
     return RECORDS[kind].parse(row, None)
 
 
 def rows_of(rows: list[dict[str, Any]]) -> Rows:
-    kind = sources.kind_of(list(rows[0]), "memory", JUDGED)
+    kind = kind_of(list(rows[0]), "memory", JUDGED)
     return from_memory(rows, RECORDS[kind], kind, Data(train="memory"))
 
 
