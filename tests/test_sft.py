@@ -82,6 +82,32 @@ def test_the_cache_changes_nothing_but_the_time(adapt: Any, replies: Path, tmp_p
     assert cached["metrics"]["test"]["loss"] == pytest.approx(plain["metrics"]["test"]["loss"], rel=1e-4)
 
 
+def test_short_rows_are_packed_where_that_counts_less(replies: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from luthier.data.loader import ArrangedLoader
+    from luthier.models import selftest
+
+    seen: list[bool] = []
+    micros = ArrangedLoader.micros
+
+    def watched(self: Any, ids: Any) -> Any:
+        found = micros(self, ids)
+        seen.extend("bundle" in micro for micro in found)
+        return found
+
+    monkeypatch.setattr(ArrangedLoader, "micros", watched)
+    monkeypatch.setattr("luthier.run.overhead", lambda *given: 2000.0)
+    packed = tuned(recipe(replies, steps=4), tmp_path, name="packed")
+    assert any(seen)
+    assert "packed = unpacked" in {line["name"] for line in packed["proofs"]}
+    monkeypatch.setattr(selftest, "bundles_hold", lambda model: selftest.Held(False, 1.0, 0, "plain rows"))
+    seen.clear()
+    plain = tuned(recipe(replies, steps=4), tmp_path, name="plain")
+    assert not any(seen)
+    assert "packed = unpacked" not in {line["name"] for line in plain["proofs"]}
+    assert packed["metrics"]["test"]["loss"] == pytest.approx(plain["metrics"]["test"]["loss"], rel=1e-5)
+    assert packed["metrics"]["test"]["loss"] < packed["baselines"]["base"]["loss"]
+
+
 def test_a_run_that_goes_on_is_the_same(replies: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from luthier.engine.loop import Loop
     from luthier.errors import Interrupted

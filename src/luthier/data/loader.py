@@ -7,14 +7,14 @@ same sample ids in the same micro-batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from luthier.data.bundles import cut
+from luthier.data.bundles import arrange, cut
 
 Batch = dict[str, torch.Tensor]
 
@@ -89,6 +89,32 @@ class Loader:
             return [self.collate(ids)]
         parts = cut(self.lengths[ids], overhead=self.plan.overhead, limit=self.plan.micro_tokens)
         return [self.collate(ids[part]) for part in parts]
+
+
+class ArrangedLoader(Loader):
+    """The same steps, whose rows stand in rectangles or are packed back to back, whichever counts less.
+
+    Args:
+        lengths: (rows,) tokens of each row.
+        collate: from sample ids and a form of `bundles.arrange` to a Batch.
+        width: of the hidden states, for the cost of a dense mask.
+        forms: those that the model and its adapter take.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, collate: Callable[[np.ndarray, str], Batch], plan: Plan, *, width: int, forms: Sequence[str]
+    ) -> None:  # fmt: skip
+        super().__init__(lengths, len(lengths), lambda ids: collate(ids, forms[0]), plan)
+        self.sizes, self.laid, self.width, self.forms = lengths, collate, width, tuple(forms)
+
+    def micros(self, ids: np.ndarray) -> list[Batch]:
+        """The micro-batches of these rows."""
+        lengths = self.sizes[ids]
+        found = arrange(
+            lengths, np.zeros_like(lengths), width=self.width, overhead=self.plan.overhead, limit=self.plan.micro_tokens,
+            forms=self.forms,
+        )  # fmt: skip
+        return [self.laid(ids[group], found.form) for group in found.groups]
 
 
 def sweep(

@@ -103,17 +103,15 @@ class TextView(View):
         """(rows,) learned tokens of each row."""
         return np.diff(self.starts)
 
-    def texts(self, ids: np.ndarray) -> Batch:
-        """Rows as the language model reads them; see `bundles.lay`."""
+    def texts(self, ids: np.ndarray, form: str = "rows") -> Batch:
+        """Rows as the language model reads them, one a row or all of them "packed" in one; see `bundles.lay`."""
         encoded = self.encoded
         assert encoded.branch is not None
         assert encoded.learn is not None
         items = [
             (encoded.row(encoded.ids, i), encoded.row(encoded.branch, i), encoded.row(encoded.learn, i)) for i in ids
         ]
-        batch: Batch = (
-            lay(items, self.pad_id) if self.seq2seq is None else lay(items, self.pad_id, seq2seq=self.seq2seq)
-        )
+        batch: Batch = lay(items, self.pad_id, form == "packed", seq2seq=self.seq2seq)
         if self.features is not None and self.feature_kind == "states":
             parts = [np.asarray(self.features[self.starts[i] : self.starts[i + 1]]) for i in ids]
             batch["states"] = torch.from_numpy(np.concatenate(parts).astype(np.float32))

@@ -16,6 +16,7 @@ from luthier import frozen, proofs
 from luthier.adapters import ADAPTERS, bridge
 from luthier.build import Built, checkpointing, run_folder, unquantized
 from luthier.data.examples import Rows
+from luthier.data.loader import ArrangedLoader, Loader
 from luthier.data.render import Encoded, Speech, encode_language
 from luthier.data.view import TextView, View
 from luthier.errors import UserError
@@ -24,7 +25,7 @@ from luthier.evaluate.text import Written
 from luthier.families.labels import split
 from luthier.folder import replace_text
 from luthier.methods.sft import Lesson
-from luthier.models import belongs, load, spoken
+from luthier.models import belongs, load, selftest, spoken
 from luthier.models.language import LanguageModel
 from luthier.models.load import Base
 from luthier.models.saved import About, weights_hash
@@ -173,6 +174,22 @@ def _sampled(case: Case, headline: TextView) -> np.ndarray:
 
 def prepare(case: Case, work: frozen.Work) -> None:
     """Nothing: the output layer reads the states as they are."""
+
+
+def loader(case: Case) -> Loader:
+    """Rows in order of length, or packed back to back where that counts less and the model takes it: tried before the
+    first step, with the adapter attached."""
+    view, model, plan = _texts(case, "train"), case.built.model, case.plan
+    forms = ["rows"]
+    if view.features is None and view.seq2seq is None and ADAPTERS[case.built.about.adapt].packs:
+        held = selftest.bundles_hold(model)
+        if held:
+            says = "rows packed back to back give the states of separate rows, with the adapter attached"
+            case.job.proofs.append(proofs.proof("packed = unpacked", says, held.error, selftest.BOUND, True))
+            forms.append("packed")
+    return ArrangedLoader(
+        view.lengths, lambda ids, form: case.teach.collate(view, ids, case.schema, form), plan, width=model.width, forms=forms
+    )
 
 
 def evaluation(case: Case) -> Callable[[], Mapping[str, float]] | None:

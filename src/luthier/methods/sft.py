@@ -65,9 +65,9 @@ class Sft(SftSettings):
         overflow = self.overflow or "split"  # a text is split, other rows are cut
         return Speech(max_length, self.train_on, overflow, _template(self.template), encoder_decoder, on_bad_row=on_bad_row)
 
-    def collate(self, view: TextView, ids: np.ndarray, schema: Lesson) -> Batch:
+    def collate(self, view: TextView, ids: np.ndarray, schema: Lesson, form: str = "rows") -> Batch:
         """Rows as the model reads them, with what it should write."""
-        return view.texts(ids)
+        return view.texts(ids, form)
 
     def objective(self, schema: Lesson, device: torch.device) -> Objective:
         """What the engine steps on."""
