@@ -102,12 +102,7 @@ def build(
         if pooling == "cls" and base.encoder and recipe.adapt.kind != "head"
         else None
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        head = Head(
-            base.width, max(1, len(labels)), hidden=hidden, dropout=_dropout(base, recipe.adapt.kind),
-            bias=task in ("tag", "regress") or base.encoder or pooling != "last",
-        )  # fmt: skip
+    head = new_head(recipe, base, task, labels, pooling, hidden)
     if hidden is not None and base.config.model_type == "bert":
         head.start_from(load.pooler(base))
     if recipe.train.gradient_checkpointing:
@@ -118,6 +113,19 @@ def build(
         quantize=recipe.model.quantize,
     )  # fmt: skip
     return Built(TaskModel(backbone, head, pooling), base, about, parameters)
+
+
+def new_head(
+    recipe: Recipe, base: load.Base, task: str, labels: tuple[str, ...], pooling: str, hidden: str | None = None,
+    number: int = 0,
+) -> Head:  # fmt: skip
+    """An untrained head; `number` counts the heads of one trunk, each with its own random start."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + number)
+        return Head(
+            base.width, max(1, len(labels)), hidden=hidden, dropout=_dropout(base, recipe.adapt.kind),
+            bias=task in ("tag", "regress") or base.encoder or pooling != "last",
+        )  # fmt: skip
 
 
 def default_pooling(base: load.Base, adapt: str) -> str:
@@ -147,6 +155,10 @@ def _tuned(folder: Path) -> Any:
     """The backbone of an adapter run with its adapter merged: the model that a later run starts from."""
     from luthier.adapters import bridge
 
+    if saved.about(folder).family == "multitask":
+        from luthier.models import joint
+
+        return joint.trunk(folder, writes=False)[1]
     model, _, _ = saved.read(folder)
     return bridge.merged(model.backbone)
 

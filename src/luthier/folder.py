@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from luthier.errors import UserError, unwritable
-from luthier.recipe import Recipe, read, write
+from luthier.recipe import MultitaskSettings, Recipe, read, write
 
 DEFAULT_RUNS = Path("runs")
 
@@ -80,7 +80,7 @@ def replace_text(path: Path, text: str) -> None:
 def name_of(recipe: Recipe, sets: tuple[str, ...] = ()) -> str:
     """A name that says what differs: adapt, model, data, and what --set changed."""
     said = [f"{set_.split('=')[0].split('.')[-1]}={set_.split('=', 1)[1]}" for set_ in sets if "=" in set_]
-    return _joined([recipe.adapt.kind, Path(recipe.model.name).name, Path(recipe.data.train).stem, *said])
+    return _joined([recipe.adapt.kind, Path(recipe.model.name).name, _data_of(recipe), *said])
 
 
 def joined(names: Sequence[str], sets: Sequence[str] = ()) -> str:
@@ -92,6 +92,11 @@ def joined(names: Sequence[str], sets: Sequence[str] = ()) -> str:
 
 def _joined(parts: Sequence[str]) -> str:
     return re.sub(r"[^\w.@+=-]+", "-", "-".join(parts)).strip("-.")[:120]
+
+
+def _data_of(recipe: Recipe) -> str:
+    """What the rows are called: the file's stem, or the names of the tasks."""
+    return "+".join(recipe.method.tasks) if isinstance(recipe.method, MultitaskSettings) else Path(recipe.data.train).stem
 
 
 def begin(recipe: Recipe, name: str, runs: Path, resume: bool) -> tuple[Folder, Recipe, bool]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from luthier.adapters.freeze import frozen_blocks, is_frozen
+from luthier.adapters.freeze import frozen_blocks
 from luthier.adapters.structure import plain, structure
 from luthier.data.bundles import lay, pad
 from luthier.data.loader import sweep
@@ -57,17 +57,18 @@ def kind_of(model: Any) -> tuple[str | None, int]:
     if isinstance(model, LanguageModel):
         if model.encoder_decoder:
             return None, 0
-        if _body_frozen(model.backbone):
+        if body_frozen(model.backbone):
             return "states", depth
-    elif is_frozen(model.backbone):
+    elif body_frozen(model.backbone):
         return ("token" if model.pooling == "none" else "pooled"), depth
     below = frozen_blocks(model.backbone)
     return ("boundary", below) if 0 < below < depth else (None, 0)
 
 
-def _body_frozen(backbone: Any) -> bool:
-    """Nothing but the output layer learns."""
-    output = {id(p) for p in plain(backbone).get_output_embeddings().parameters()}  # type: ignore[operator]
+def body_frozen(backbone: Any) -> bool:
+    """Nothing but the output layer learns, where there is one."""
+    layer: Any = plain(backbone).get_output_embeddings()  # type: ignore[operator]
+    output = {id(p) for p in layer.parameters()} if layer is not None else set()
     return not any(p.requires_grad for p in backbone.parameters() if id(p) not in output)
 
 
@@ -132,6 +133,12 @@ def attach(
     }
 
 
+def attach_case(case: Any, work: Work, decided: bool | None) -> dict[str, Any]:
+    """`attach` for the model and the views of a run."""
+    attention: str = case.recipe.model.attention
+    return attach(case.built.model, case.views, work, case.plan.epochs, attention, decided)
+
+
 def _lines(view: View, kind: str) -> int:
     """How many vectors the column of a view holds."""
     if isinstance(view, TextView) and kind == "states":
@@ -155,7 +162,7 @@ def _key(model: Any, kind: str, depth: int, shared: str, view: View, work: Work,
     if isinstance(model, LanguageModel):
         sources += [LanguageModel, lay]
     else:
-        sources += [heads.POOLINGS[model.pooling], TaskModel.inputs, TaskModel.features]
+        sources += [heads.POOLINGS[model.pooling], TaskModel.inputs, TaskModel.features, type(model).states]
     return key(
         weights=shared, configuration=_configuration(model), kind=kind, depth=depth, pooling=getattr(model, "pooling", ""),
         rows=view.encoded.hash, pad=view.pad_id, precision=work.precision, device=work.device.type, attention=attention,

@@ -14,8 +14,10 @@ from luthier.data.examples import JUDGED, RECORDS, Rows
 from luthier.data.judgements.faults import CONTRADICTS, OUTLIER, refuse
 from luthier.data.judgements.judged import judge
 from luthier.data.split import hash_split, row_key
+from luthier.data.tasks import TaskRows
 from luthier.errors import UserError
-from luthier.recipe import Judgements, Recipe
+from luthier.methods.multitask import settings_of
+from luthier.recipe import Judgements, MultitaskSettings, Recipe
 
 BY_HASH = "by hash of the text, stratified by label where there are labels"
 
@@ -46,6 +48,8 @@ def gather(recipe: Recipe, store: Path) -> Gathered:
     Raises:
         UserError: for anything that is wrong with a file, a row or the number of rows.
     """
+    if isinstance(recipe.method, MultitaskSettings):
+        return gather_tasks(recipe, store)
     data = recipe.data
     splits, how = {"train": sources.load(data.train, data, store, expect=expected(recipe))}, "given"
     for name in ("eval", "test"):
@@ -67,6 +71,49 @@ def gather(recipe: Recipe, store: Path) -> Gathered:
     if splits["train"].kind in JUDGED:
         warnings += _judgements(splits, (data.judgements or Judgements()).most_faulty)
     return Gathered(splits, how, tuple(warnings))
+
+
+def gather_tasks(recipe: Recipe, store: Path) -> Gathered:
+    """The splits of every task, each read and set aside by its own `data`.
+
+    Raises:
+        UserError: as for one task, with its name.
+    """
+    assert isinstance(recipe.method, MultitaskSettings)
+    parts: dict[str, Gathered] = {}
+    for name in recipe.method.tasks:
+        try:
+            parts[name] = gather(alone(recipe, name), store)
+        except UserError as error:
+            raise UserError(f"Task {name!r}: {error.given}", where=error.where, hint=error.hint) from None
+    splits: dict[str, Any] = {}
+    for split in ("train", "eval", "test"):
+        there = {name: part.splits[split] for name, part in parts.items() if split in part.splits}
+        if there:
+            splits[split] = TaskRows(there)
+    warnings = [f"{name}: {one}" for name, part in parts.items() for one in part.warnings]
+    hows = dict.fromkeys(part.how for part in parts.values())
+    return Gathered(splits, next(iter(hows)) if len(hows) == 1 else "by hash where no file is given", tuple(warnings))
+
+
+def alone(recipe: Recipe, name: str, kind: str = "") -> Recipe:
+    """The recipe of one task of several, by itself: the same model, adapt and training.
+
+    Args:
+        kind: of its rows, where they were read.
+    """
+    assert isinstance(recipe.method, MultitaskSettings)
+    task = recipe.method.tasks[name]
+    method = settings_of(task, kind, recipe.method.features)
+    train = recipe.train.model_copy(update={"metric": task.metric})
+    made = recipe.model_copy(update={"name": None, "method": method, "data": task.data, "train": train})
+    places = {keys: place for keys, place in recipe._places.items() if keys[:1] not in (("method",), ("data",))}
+    own = ("method", "tasks", name)
+    for keys, place in recipe._places.items():
+        if keys[:3] == own and len(keys) > 3:
+            places[keys[3:] if keys[3] == "data" else ("train", "metric") if keys[3] == "metric" else ("method", *keys[3:])] = place
+    made._places = places
+    return made
 
 
 def expected(recipe: Recipe) -> tuple[str, ...] | None:

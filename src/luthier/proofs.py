@@ -72,24 +72,24 @@ def accumulated(
     """The gradient of a batch in pieces is that of the whole, dropout off."""
     says = "a batch in micro-batches gives the gradient of the whole batch"
     rows = len(ids)
-    parameters = [p for p in model.parameters() if p.requires_grad]
     model.eval()
-
-    def gradient(parts: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        totals = total_counts(learner, parts)
-        total = torch.stack([combine(learner.loss(model, _move(part, device)), totals) for part in parts]).sum()
-        grads = torch.autograd.grad(total, parameters, allow_unused=True)
-        return torch.cat(
-            [
-                torch.zeros(p.numel()) if g is None else g.detach().cpu().flatten()
-                for p, g in zip(parameters, grads, strict=True)
-            ]
-        )
-
     cuts = [0, rows // 3, rows] if rows > 2 else [0, 1, rows]
     pieces = [collate(ids[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
-    value = relative(gradient([collate(ids)]), gradient(pieces))
+    value = relative(gradient(model, learner, [collate(ids)], device), gradient(model, learner, pieces, device))
     return proof("accumulated = big batch", says, value, 10 * BOUND, value <= 10 * BOUND)
+
+
+def gradient(
+    model: nn.Module, learner: Learner, parts: Sequence[dict[str, torch.Tensor]], device: torch.device
+) -> torch.Tensor:
+    """The gradient of a step of these micro-batches, over everything that learns, in one row."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    totals = total_counts(learner, parts)
+    total = torch.stack([combine(learner.loss(model, _move(part, device)), totals) for part in parts]).sum()
+    grads = torch.autograd.grad(total, parameters, allow_unused=True)
+    return torch.cat([
+        torch.zeros(p.numel()) if g is None else g.detach().cpu().flatten() for p, g in zip(parameters, grads, strict=True)
+    ])  # fmt: skip
 
 
 def one_bos(view: View, bos: int | None) -> dict[str, Any]:

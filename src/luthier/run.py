@@ -34,13 +34,12 @@ from luthier.engine.log import Console
 from luthier.engine.loop import Loop
 from luthier.engine.stop import Stop
 from luthier.errors import Interrupted, UserError, unwritable
-from luthier.evaluate import metrics
 from luthier.families import Family, family_of
 from luthier.gather import Gathered, gather
 from luthier.methods import method as method_of
 from luthier.models.load import Base
 from luthier.recipe import Recipe, Stages, read_any
-from luthier.training import Case, Job
+from luthier.training import Case, Job, metric_of
 
 FEWEST_STEPS, MOST_EPOCHS = 150, 25  # of a run whose recipe names neither steps nor epochs
 MAX_LENGTH = 512  # tokens, where the recipe says nothing
@@ -137,9 +136,8 @@ def _run(job: Job, name: str, again: bool) -> Result:
     family.before(case)
     plan = case.plan
     work = frozen.Work(job.cache, job.console, job.stop, job.device, case.precision, plan.micro_tokens, plan.overhead)
-    job.record["frozen"] = frozen.attach(
-        case.built.model, case.views, work, plan.epochs, recipe.model.attention, _decided(saved_at)
-    )
+    keeps = family.freeze if hasattr(family, "freeze") else frozen.attach_case
+    job.record["frozen"] = keeps(case, work, _decided(saved_at))
     family.prepare(case, work)
     loop = training.loop_of(case, family, saved_at)
     training.train(loop, case.views["train"], job)
@@ -164,7 +162,7 @@ def case_of(
     teach = method_of(recipe.method, train.kind)
     family = family_of(teach)
     schema = teach.learn(train, recipe.where("method", "task"))
-    metric = _metric(recipe, schema)
+    metric = (family.metric if hasattr(family, "metric") else metric_of)(recipe, schema)
     optimizer.check_schedule(recipe.train.schedule, recipe.where("train", "schedule"))
     base = base_of(recipe)
     precision = _precision(job, base, saved_at)
@@ -174,7 +172,8 @@ def case_of(
     }
     built.model.to(job.device)
     job.memory.start()
-    plan = plan_of(recipe, built.parameters, base, len(views["train"]), job.device, saved_at)
+    rows = family.rows(views["train"], teach, recipe) if hasattr(family, "rows") else len(views["train"])
+    plan = plan_of(recipe, built.parameters, base, rows, job.device, saved_at)
     return Case(job, teach, schema, gathered, built, views, metric, precision, plan), family
 
 
@@ -201,22 +200,6 @@ def _threads(recipe: Recipe, saved_at: checkpoint.Checkpoint | None) -> None:
     threads = saved_at.state["identity"]["threads"] if saved_at else recipe.train.threads
     if threads:
         torch.set_num_threads(threads)
-
-
-def _metric(recipe: Recipe, schema: Any) -> tuple[str, metrics.Metric]:
-    name = recipe.train.metric or metrics.default_metric(schema.task, list(schema.labels))
-    try:
-        metric = metrics.METRICS[name] if name in metrics.METRICS else metrics.load_metric(name)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"train.metric: {error}", where=recipe.where("train", "metric")) from None
-    if schema.task not in metric.tasks:
-        known = ", ".join(key for key, value in metrics.METRICS.items() if schema.task in value.tasks)
-        raise UserError(
-            f"The metric {name!r} does not serve {schema.task}.",
-            where=recipe.where("train", "metric"),
-            hint=f"These do: {known}.",
-        )
-    return name, metric
 
 
 def _precision(job: Job, base: Base, saved_at: checkpoint.Checkpoint | None) -> str:

@@ -20,6 +20,7 @@ from luthier.errors import UserError
 from luthier.recipe import Recipe
 
 WIDTH = 118
+LONGEST = 40  # of a type, in characters: where it has more words than that, the meaning names them
 Page = Callable[[], str]
 
 
@@ -176,8 +177,8 @@ def _rows(cls: type[BaseModel], depth: int, hidden: set[str]) -> list[tuple[str,
             found.append(("  " * depth + key, type_of(field), default_of(field), field.description or ""))
             continue
         several = len(parts) > 1
-        kinds = " | ".join(_kind(part) for part in parts) if several else "mapping"
-        if len(kinds) > 40:
+        kinds = " | ".join(_kind(part) for part in parts) if several else _mapping(field.annotation)
+        if len(kinds) > LONGEST:
             kinds = f"one of {len(parts)} kinds, below"
         found.append(("  " * depth + key, kinds, default_of(field), field.description or first_line(parts[0])))
         for part in parts:
@@ -187,10 +188,14 @@ def _rows(cls: type[BaseModel], depth: int, hidden: set[str]) -> list[tuple[str,
     return found
 
 
+def _mapping(annotation: Any) -> str:
+    return "mapping of names to" if get_origin(annotation) is dict else "mapping"
+
+
 def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, BaseModel) else []
-    if get_origin(annotation) in (Union, UnionType, Annotated):
+    if get_origin(annotation) in (Union, UnionType, Annotated, dict):
         return [cls for part in get_args(annotation) for cls in _models(part)]
     return []
 
@@ -209,7 +214,8 @@ def _type(annotation: Any) -> str:
     if origin is Annotated:
         return _type(inside[0]) + _bounds(inside[1:])
     if origin is Literal:
-        return " | ".join(map(str, inside))
+        words = " | ".join(map(str, inside))
+        return words if len(words) <= LONGEST else f"one of {len(inside)} words"
     if origin in (Union, UnionType):
         return " | ".join(_type(part) for part in inside if part is not NoneType)
     if origin in (list, dict):

@@ -65,6 +65,7 @@ class Case:
         views: rows of each split as its model reads them.
         metric: name and row of METRICS that chooses the checkpoint.
         plan: how rows become steps; known when the views are.
+        parts: of several tasks on one trunk, each as a case of its own, by name.
     """
 
     job: Job
@@ -76,6 +77,7 @@ class Case:
     metric: tuple[str, metrics.Metric]
     precision: str
     plan: Plan
+    parts: dict[str, Case] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
@@ -133,6 +135,7 @@ def loop_of(case: Case, family: Family, saved_at: checkpoint.Checkpoint | None) 
         job.folder.checkpoints, identity, log, job.console, job.stop, job.device, evaluate, train_mode,
     )  # fmt: skip
     loop.hooks = _hooks(case, family)
+    loop.rule = family.rule(case) if hasattr(family, "rule") else None
     torch.manual_seed(job.recipe.seed)
     np.random.seed(job.recipe.seed)
     if saved_at is not None:
@@ -141,7 +144,7 @@ def loop_of(case: Case, family: Family, saved_at: checkpoint.Checkpoint | None) 
         job.proofs += [line for line in job.record.pop("earlier_proofs", []) if line["name"] == "moved"]
         job.console.say(f"goes on after step {loop.progress.step} of {plan.steps}")
     elif not job.light:
-        loop.after_step = proofs.Moved(built.model, min(2, plan.steps), lambda line: _keep_moved(line, job))
+        loop.after_step = proofs.Moved(built.model, min(getattr(loader, "settled", 2), plan.steps), lambda line: _keep_moved(line, job))
     job.record |= {"lr": lr, "head_lr": head_lr, "weight_decay": decay}
     return loop
 
@@ -208,3 +211,24 @@ def take_best(loop: Loop, built: Built) -> str | None:
         except ValueError as error:
             return f"The best weights in {best} are damaged ({error}); those of the last step are taken."
     return None
+
+
+def metric_of(recipe: Recipe, schema: Any) -> tuple[str, metrics.Metric]:
+    """Name and row of METRICS that chooses the checkpoint.
+
+    Raises:
+        UserError: for a metric that is not there or does not serve the task.
+    """
+    name = recipe.train.metric or metrics.default_metric(schema.task, list(schema.labels))
+    try:
+        metric = metrics.METRICS[name] if name in metrics.METRICS else metrics.load_metric(name)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"train.metric: {error}", where=recipe.where("train", "metric")) from None
+    if schema.task not in metric.tasks:
+        known = ", ".join(key for key, value in metrics.METRICS.items() if schema.task in value.tasks)
+        raise UserError(
+            f"The metric {name!r} does not serve {schema.task}.",
+            where=recipe.where("train", "metric"),
+            hint=f"These do: {known}.",
+        )
+    return name, metric

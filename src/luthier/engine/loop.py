@@ -18,6 +18,7 @@ from luthier.engine.hooks import Hooks
 from luthier.engine.log import Console, Log
 from luthier.engine.loss import Learner, Tally, combine, total_counts
 from luthier.engine.machine import autocast
+from luthier.engine.rule import Gradients, Rule, Terms, put_aside, put_back
 from luthier.engine.stop import Stop
 from luthier.errors import Interrupted
 
@@ -119,6 +120,7 @@ class Loop:
         after_step: called with the number of steps done, for proofs; None to leave out.
         hooks: see `hooks.Hooks`; None without.
         after_eval: called with the number of steps done and the figures; true ends the run here.
+        rule: how gradients of groups of terms become one, see `rule.Rule`; None adds them up.
     """
 
     model: nn.Module
@@ -137,6 +139,7 @@ class Loop:
     after_step: Callable[[int], None] | None = None
     hooks: Hooks | None = None
     after_eval: Callable[[int, Mapping[str, float]], bool] | None = None
+    rule: Rule | None = None
     progress: Progress = field(default_factory=Progress)
 
     def run(self) -> Progress:
@@ -181,14 +184,14 @@ class Loop:
             group["lr"] = group["peak"] * factor
         totals = total_counts(self.learner, step.micros)
         whole, tally = torch.zeros((), device=self.device), Tally(totals)
+        apart: dict[str, Gradients] | None = {} if self.rule is not None and self.rule.apart(step.number) else None
         for micro in step.micros:
             batch = {key: value.to(self.device, non_blocking=True) for key, value in micro.items()}
             with autocast(self.device, settings.precision):
                 terms = self.learner.loss(self.model, batch)
-                part = combine(terms, totals)
             tally.add(terms)
-            part.backward()  # type: ignore[no-untyped-call]
-            whole = whole + part.detach()  # not in place: fp64 stays fp64
+            whole = whole + self._backward(terms, totals, apart)  # not in place: fp64 stays fp64
+        figures = self._merged(step, apart, tally)
         if self.hooks is not None and (penalty := self.hooks.penalty()) is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
             whole = whole + penalty.detach()
@@ -203,7 +206,29 @@ class Loop:
         if self.hooks is not None:
             self.hooks.after_backward(step.number, settings.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm, tally.means()
+        return loss, norm, tally.means() | figures
+
+    def _backward(self, terms: Terms, totals: Mapping[str, float], apart: dict[str, Gradients] | None) -> torch.Tensor:
+        """The gradient of one micro-batch: onto the parameters, or put aside group by group; its part of the loss."""
+        if apart is None or self.rule is None:
+            part = combine(terms, totals)
+            part.backward()  # type: ignore[no-untyped-call]
+            return part.detach()
+        whole, groups = torch.zeros((), device=self.device), self.rule.groups(terms)
+        for left, (name, group) in zip(reversed(range(len(groups))), groups.items(), strict=True):
+            part = combine(group, totals)
+            part.backward(retain_graph=left > 0)  # type: ignore[no-untyped-call]
+            put_aside(self.optimizer, apart.setdefault(name, {}))
+            whole = whole + part.detach()
+        return whole
+
+    def _merged(self, step: Step, apart: dict[str, Gradients] | None, tally: Tally) -> dict[str, float]:
+        """What the rule makes of the groups' gradients, onto the parameters; its figures for the log."""
+        if apart is None or self.rule is None:
+            return {}
+        made, figures = self.rule.merge(step.number, apart, tally.means())
+        put_back(self.optimizer, made)
+        return figures
 
     def _log(self, step: Step, loss: float, norm: float, terms: Mapping[str, float]) -> None:
         values = {
@@ -272,6 +297,8 @@ class Loop:
         state = {"progress": vars(self.progress), "random": rest, "identity": self.identity}
         if self.hooks is not None:
             tensors["hooks"], state["hooks"] = self.hooks.state()
+        if self.rule is not None:
+            tensors["rule"], state["rule"] = self.rule.state()
         self.log.flush()  # first: no line may be lost that lies before a checkpoint
         checkpoint.save(self.folder, f"step-{self.progress.step:08d}", tensors, state)
         checkpoint.prune(self.folder, self.settings.keep)
@@ -283,6 +310,8 @@ class Loop:
         checkpoint.set_random_state(saved.tensors["random"], saved.state["random"])
         if self.hooks is not None:
             self.hooks.load_state(saved.tensors.get("hooks", {}), saved.state["hooks"])
+        if self.rule is not None:
+            self.rule.load_state(saved.tensors.get("rule", {}), saved.state["rule"])
         self.progress = Progress(**saved.state["progress"])
 
 

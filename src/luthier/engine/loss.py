@@ -28,8 +28,8 @@ class Term(Protocol):
         """What the sum of a whole step is divided by; depends on the batch alone."""
 
     @property
-    def weight(self) -> float:
-        """Of the term in the total; 0 for a figure that is only logged."""
+    def weight(self) -> float | torch.Tensor:
+        """Of the term in the total, a scalar tensor where it is learned; 0 for a figure that is only logged."""
 
 
 class Learner(Protocol):
@@ -53,7 +53,8 @@ def total_counts(learner: Learner, micros: Iterable[Batch]) -> dict[str, float]:
 
 def combine(loss: Mapping[str, Term], totals: Mapping[str, float]) -> torch.Tensor:
     """What one micro-batch adds to the step's loss: sum over terms of weight x sum / total count."""
-    parts = [term.sum * (term.weight / max(totals[name], 1e-12)) for name, term in loss.items() if term.weight != 0]
+    counted = {name: term for name, term in loss.items() if isinstance(term.weight, torch.Tensor) or term.weight != 0}
+    parts = [term.sum * (term.weight / max(totals[name], 1e-12)) for name, term in counted.items()]
     return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
 

@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "labels": "luthier.families.labels",
     "language": "luthier.families.language",
+    "multitask": "luthier.families.multitask",
 }
 
 
 class Family(Protocol):
     """A module of this package; its functions, in the order in which a run calls them.
 
-    Two more may be there: `loader(case)`, the source of steps in place of the rows in batches (rollouts, bundles of
-    judgements), with `steps` and `per_epoch`; and `hooks(case)`, a list of `engine.hooks.Hooks`.
+    More may be there: `loader(case)`, the source of steps in place of the rows in batches (rollouts, bundles of
+    judgements), with `steps` and `per_epoch`; `hooks(case)`, a list of `engine.hooks.Hooks`; `rule(case)`, how gradients
+    of several terms become one; `metric(recipe, schema)`, what chooses the checkpoint; `rows(view, teach, recipe)`, how
+    many examples make a pass; and `freeze(case, work, decided)` in place of `frozen.attach`.
     """
 
     def build(self, recipe: Recipe, base: Base, teach: Any, schema: Any, max_length: int, precision: str) -> Built:

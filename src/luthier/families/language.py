@@ -74,13 +74,18 @@ def build(recipe: Recipe, base: Base, teach: Any, schema: Lesson, max_length: in
     about = About(
         base.name if earlier is None else str(earlier), base_hash, recipe.model.revision, kind, adapter.stores, "generate", (),
         "none", -1, None, max_length, recipe.model.attention, precision, "language",
-        {
-            "kind": schema.kind, "chat": schema.chat, "train_on": teach.train_on, "template": teach.speech(max_length, False).template,
-            "on_bad_row": recipe.data.on_bad_row,
-        },
+        speech_told(recipe, teach, schema, max_length),
         recipe.model.quantize,
     )  # fmt: skip
     return Built(LanguageModel(model), base, about, parameters)
+
+
+def speech_told(recipe: Recipe, teach: Any, schema: Lesson, max_length: int) -> dict[str, Any]:
+    """What the saved model must know of how its rows became tokens."""
+    return {
+        "kind": schema.kind, "chat": schema.chat, "train_on": teach.train_on, "template": teach.speech(max_length, False).template,
+        "on_bad_row": recipe.data.on_bad_row,
+    }  # fmt: skip
 
 
 def view(rows: Rows, built: Built, teach: Any, schema: Lesson, store: Path, split: str) -> TextView:

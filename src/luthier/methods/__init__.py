@@ -11,6 +11,7 @@ from luthier.recipe import SftSettings
 METHODS: dict[str, str] = {
     "supervised": "luthier.methods.supervised:Supervised",
     "sft": "luthier.methods.sft:Sft",
+    "multitask": "luthier.methods.multitask:Multitask",
 }
 WRITTEN = ("text", "prompt,completion", "messages")  # kinds of rows that teach a model to write
 

@@ -25,4 +25,4 @@ class Term:
 
     sum: torch.Tensor
     count: float
-    weight: float = 1.0
+    weight: float | torch.Tensor = 1.0

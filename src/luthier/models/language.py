@@ -127,11 +127,12 @@ class LanguageModel(nn.Module):
         length = batch["decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"].shape[1]
         if "boundary" in batch and self.boundary is not None:
             with self.boundary.bypassed(inputs, batch["boundary"]):
-                return self._run(inputs)
-        states = self._run(inputs)
+                return self.run(inputs)
+        states = self.run(inputs)
         return states[:, states.shape[1] - length :]
 
-    def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def run(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """The states (rows, tokens, width) that leave the transformer for these inputs; the output layer does not run."""
         tail = self.tail
         return tail.states(stop_at(tail.core, lambda: self.backbone(**inputs)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class About:
         family: "labels" or "language"; see families.
         quantize: how the frozen base was kept: nf4, int8 or None.
         speech: of a language model, how its rows became tokens: kind of rows, train_on, template.
+        tasks: of several tasks on one trunk, what joins each of them to it, by name.
+        part: of one of them, the folder (from this one) that holds them all; its own holds no weights.
     """
 
     base: str
@@ -58,6 +61,8 @@ class About:
     family: str = "labels"
     speech: dict[str, Any] | None = None
     quantize: str | None = None
+    tasks: dict[str, dict[str, Any]] | None = None
+    part: str | None = None
     format: int = 1
 
 
@@ -98,13 +103,21 @@ def about(folder: Path) -> About:
             f"{str(folder)!r} holds no tuned model (no {ABOUT}).",
             hint="The run must have ended: 'luthier runs' lists the runs and their state.",
         )
-    values = json.loads(file.read_text(encoding="utf-8"))
+    return plain(json.loads(file.read_text(encoding="utf-8")))
+
+
+def plain(values: Mapping[str, Any]) -> About:
+    """From plain values, as JSON gives them."""
     return About(**{**values, "labels": tuple(values["labels"])})
 
 
 def started_from(told: About) -> tuple[load.Base, nn.Module]:
     """The backbone that a run started from: a pretrained model, or an earlier run's with its adapter merged."""
     if (Path(told.base) / ABOUT).is_file() and about(Path(told.base)).stores == "adapter":
+        if about(Path(told.base)).family == "multitask":
+            from luthier.models import joint
+
+            return joint.trunk(Path(told.base), writes=False)
         earlier, _, base = read(Path(told.base))
         return base, bridge.merged(earlier.backbone)
     base = load.find(told.base, told.revision)
@@ -118,6 +131,10 @@ def read(folder: Path) -> tuple[TaskModel, About, load.Base]:
         UserError: if the base is gone or is not the one that the run was trained on.
     """
     told = about(folder)
+    if told.part is not None:
+        from luthier.models import joint
+
+        return joint.part(folder, told)
     if told.stores == "model":
         base = load.find(str(folder))
         backbone = load.backbone(base, attention=told.attention)

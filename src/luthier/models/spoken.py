@@ -7,6 +7,7 @@ alone in head.safetensors (`output.weight`, and `output.bias` where there is one
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,7 @@ def save(model: LanguageModel, about: About, tokenizer: Any, folder: Path) -> in
         elif about.stores == "adapter":
             bridge.save(backbone, folder, about.base)
         else:
-            output = plain(backbone).get_output_embeddings()  # type: ignore[operator]
-            parts = {f"output.{name}": p.detach().cpu().contiguous() for name, p in output.named_parameters()}
-            save_file(parts, folder / "head.safetensors")
+            save_file(output_of(backbone), folder / "head.safetensors")
         tokenizer.save_pretrained(str(folder))
     (folder / ABOUT).write_text(json.dumps(asdict(about), indent=1), encoding="utf-8")
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -58,6 +57,10 @@ def tuned(folder: Path) -> tuple[load.Base, nn.Module]:
         UserError: if that run did not teach writing: its output layer is no language model's.
     """
     told = saved.about(folder)
+    if told.family == "multitask" and any(part["family"] == "language" for part in (told.tasks or {}).values()):
+        from luthier.models import joint
+
+        return joint.trunk(folder, writes=True)
     if told.family != "language":
         raise UserError(
             f"The run in {str(folder)!r} learned {told.task}: it has no output layer that writes.",
@@ -74,6 +77,10 @@ def read(folder: Path) -> tuple[LanguageModel, About, load.Base]:
         UserError: if the base is gone or is not the one that the run was trained on.
     """
     told = saved.about(folder)
+    if told.part is not None:
+        from luthier.models import joint
+
+        return joint.part(folder, told)
     if told.stores == "model":
         base = load.find(str(folder))
         backbone = load.causal(base, attention=told.attention)
@@ -87,13 +94,19 @@ def read(folder: Path) -> tuple[LanguageModel, About, load.Base]:
         if told.stores == "adapter":
             backbone = bridge.load(backbone, folder)
         else:
-            _output(untie(backbone), folder)
+            set_output(untie(backbone), load_file(folder / "head.safetensors"))
     base = replace(base, tokenizer=load.tokenizer_of(str(folder)))
     return LanguageModel(backbone.eval()).eval(), told, base
 
 
-def _output(layer: nn.Module, folder: Path) -> None:
-    tensors = {name.removeprefix("output."): value for name, value in load_file(folder / "head.safetensors").items()}
+def set_output(layer: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """The output layer from `output.weight` and `output.bias`."""
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
-            parameter.copy_(tensors[name])
+            parameter.copy_(tensors[f"output.{name}"])
+
+
+def output_of(backbone: Any) -> dict[str, torch.Tensor]:
+    """The output layer as `output.weight` and `output.bias`."""
+    layer = plain(backbone).get_output_embeddings()  # type: ignore[operator]
+    return {f"output.{name}": p.detach().cpu().contiguous() for name, p in layer.named_parameters()}

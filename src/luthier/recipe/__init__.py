@@ -21,13 +21,15 @@ from luthier.recipe.adapt import (
 )
 from luthier.recipe.fields import Settings
 from luthier.recipe.judged import Judgements
+from luthier.recipe.multitask import Balance, Mix, MultitaskSettings, TaskSettings
 from luthier.recipe.read import changed, read, write
 from luthier.recipe.search import Search
 from luthier.recipe.settings import Data, HoldOut, Model, Recipe, SftSettings, SupervisedSettings, Train
 from luthier.recipe.stages import Stage, Stages, read_any
 
 __all__ = [
-    "Adapt", "BitFit", "Bottleneck", "Data", "Dora", "Full", "Head", "HoldOut", "Ia3", "Judgements", "LastN", "Lora", "LowRank",
-    "Model", "Norm", "PTuning", "Peft", "Pissa", "Prefix", "Prompt", "Recipe", "RsLora", "Search", "Settings", "SftSettings",
-    "Stage", "Stages", "SupervisedSettings", "Train", "changed", "read", "read_any", "write",
+    "Adapt", "Balance", "BitFit", "Bottleneck", "Data", "Dora", "Full", "Head", "HoldOut", "Ia3", "Judgements",
+    "LastN", "Lora", "LowRank", "Mix", "Model", "MultitaskSettings", "Norm", "PTuning", "Peft", "Pissa", "Prefix",
+    "Prompt", "Recipe", "RsLora", "Search", "Settings", "SftSettings", "Stage", "Stages", "SupervisedSettings",
+    "TaskSettings", "Train", "changed", "read", "read_any", "write",
 ]  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import io
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -124,10 +125,16 @@ def _told(settings: BaseModel) -> dict[str, Any]:
     result = {}
     for key, field in type(settings).model_fields.items():
         value = getattr(settings, key)
-        if value is None and field.default is None:
+        if (value is None and field.default is None) or (key == "data" and not value.train):
             continue
-        result[key] = _told(value) if isinstance(value, BaseModel) else value
+        result[key] = _plainly(value)
     return result
+
+
+def _plainly(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _told(value)
+    return {key: _plainly(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> Any:
@@ -159,6 +166,9 @@ def _load(path: Path, places: dict[Keys, str]) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
+        twice = re.match(r'found duplicate key "(.*?)"', problem)
+        if twice:
+            raise RecipeError(f"{twice[1]!r} stands here twice; one of them would be lost. Rename one.", where=f"{path}{line}") from None
         raise RecipeError(f"This is not YAML: {problem}.", where=f"{path}{line}") from None
 
     def walk(node: Any, keys: Keys) -> Any:
@@ -217,15 +227,19 @@ def _put(raw: Any, keys: list[str], value: Any, places: dict[Keys, str], place: 
 
 def absolute(raw: dict[str, Any], folder: Path, names: Collection[str] = ()) -> None:
     """Relative data and model paths that exist below `folder` become absolute; `names` of stages stay names."""
-    data, model, search = raw.get("data"), raw.get("model"), raw.get("search")
+    model, method, search = raw.get("model"), raw.get("method"), raw.get("search")
     space = search.get("space") if isinstance(search, dict) else None
     for key in ("model", "model.name", "data.train"):  # choices that are files beside the recipe
         if isinstance(space, dict) and isinstance(space.get(key), list):
             found = [isinstance(one, str) and (folder / one).exists() for one in space[key]]
             space[key] = [str((folder / one).resolve()) if there else one for one, there in zip(space[key], found, strict=True)]
-    if isinstance(data, dict):
+    tasks = method.get("tasks") if isinstance(method, dict) else None
+    owners = [raw, *(tasks.values() if isinstance(tasks, dict) else ())]
+    for data in (owner.get("data") for owner in owners if isinstance(owner, dict)):
+        if not isinstance(data, dict):
+            continue
         for key in ("train", "eval", "test"):
-            if isinstance(data.get(key), str) and (folder / data[key]).exists():
+            if isinstance(data.get(key), str) and data[key] and (folder / data[key]).exists():
                 data[key] = str((folder / data[key]).resolve())
     name = model.get("name") if isinstance(model, dict) else model
     if not isinstance(name, str) or name in names or not (folder / name).is_dir():
@@ -278,7 +292,8 @@ def _sentence(item: Any, keys: Keys, raw: Any) -> str:
     if kind in ("union_tag_invalid", "union_tag_not_found", "literal_error"):
         return _unknown_value(item, keys, given)
     if kind == "value_error":
-        return f"{item['ctx']['error']}."
+        said = str(item["ctx"]["error"])
+        return said if said.endswith("?") else f"{said}."
     message = item["msg"].replace("Input should be", "it should be").removeprefix("Value error, ")
     return f"{dotted}: {given} was given; {message}."
 
@@ -322,13 +337,14 @@ def _unknown_value(item: Any, keys: Keys, given: str) -> str:
 def _fields(keys: Keys) -> dict[str, Any]:
     """The keys that may stand below `keys`, with their fields."""
     models: list[Any] = [Recipe]
+    named = False  # the next key is a name of the user's own, as those of the tasks are
     for key in keys:
-        inner: list[Any] = []
-        for model in models:
-            field = model.model_fields.get(str(key))
-            if field is not None:
-                inner += _classes(field.annotation)
-        models = inner
+        if named:
+            named = False
+            continue
+        found = [field for model in models if (field := model.model_fields.get(str(key))) is not None]
+        models = [cls for field in found for cls in _classes(field.annotation)]
+        named = any(get_origin(field.annotation) is dict for field in found)
     return {name: field for model in models for name, field in model.model_fields.items()}
 
 

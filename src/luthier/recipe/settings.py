@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
 from luthier.recipe.adapt import Adapt
+from luthier.recipe.data import Data, HoldOut
 from luthier.recipe.fields import Count, Rate, Settings, Share, named
-from luthier.recipe.judged import Judgements
+from luthier.recipe.multitask import MultitaskSettings
 from luthier.recipe.search import Search
+
+__all__ = ["Data", "HoldOut", "Model", "Recipe", "SftSettings", "SupervisedSettings", "Train"]
 
 
 class Model(Settings):
@@ -83,31 +87,9 @@ def _method(value: Any) -> Any:
 
 
 Method = Annotated[
-    Annotated[SupervisedSettings | SftSettings, Field(discriminator="kind")],
+    Annotated[SupervisedSettings | SftSettings | MultitaskSettings, Field(discriminator="kind")],
     BeforeValidator(_method),
 ]
-
-
-class HoldOut(Settings):
-    """Shares set aside when no file is given for them, by hash of the text, stratified by label."""
-
-    eval: Share = Field(0.1, description="share of rows that choose the checkpoint")
-    test: Share = Field(0.2, description="share of rows scored once at the end")
-
-
-class Data(Settings):
-    """Where the examples come from. A file (.csv .tsv .jsonl .json .parquet .arrow), an Arrow folder or a hub set."""
-
-    train: str = Field(description="file, folder or hub id (name, name#split or name:config#split)")
-    eval: str | None = Field(None, description="chooses the checkpoint; split off train when left out")
-    test: str | None = Field(None, description="scored once at the end; split off train when left out")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="renames columns, {ours: theirs}, such as {label: intent}"
-    )
-    hold_out: HoldOut = Field(default_factory=lambda: HoldOut(), description="shares for eval and test")
-    label_separator: str | None = Field(None, description='splits several labels in one cell, such as "|"')
-    on_bad_row: Literal["error", "skip"] = Field("error", description="stop at a broken row, or skip and count it")
-    judgements: Judgements | None = Field(None, description="of rows that hold judgements: how they are read")
 
 
 class Train(Settings):
@@ -142,6 +124,17 @@ class Train(Settings):
     threads: Count | None = Field(None, description="CPU threads; torch's own choice when left out")
 
 
+def _where_it_is_read(data: Data, info: ValidationInfo) -> Data:
+    """Every method reads `data` but multitask, whose tasks have their own."""
+    method = info.data.get("method")
+    if isinstance(method, MultitaskSettings):
+        if data.train:
+            raise ValueError("data stands beside method: multitask, where every task has its own: move it into method.tasks")
+    elif not data.train and method is not None:
+        raise PydanticCustomError("missing", "data is missing")
+    return data
+
+
 class Recipe(Settings):
     """One fine-tuning run: which parameters move, what teaches, and where the examples come from."""
 
@@ -154,7 +147,10 @@ class Recipe(Settings):
     )
     adapt: Adapt = Field(description="which parameters move")
     method: Method = Field(default_factory=lambda: SupervisedSettings(), description="what teaches")
-    data: Data = Field(description="where the examples come from")
+    data: Annotated[Data, AfterValidator(_where_it_is_read)] = Field(
+        default_factory=lambda: Data(train=""), validate_default=True,
+        description="where the examples come from; of multitask each task has its own",
+    )  # fmt: skip
     train: Train = Field(default_factory=lambda: Train(), description="how to step")
     search: Search | None = Field(None, description="settings that `luthier search` tries")
 

@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from luthier.data.bundles.arrange import FORMS, Arrangement, arrange, cost
 from luthier.data.bundles.lay import Batch, Item, lay, lay_plain
-from luthier.data.bundles.rectangle import cut, pad
+from luthier.data.bundles.rectangle import cut, join, pad
 
-__all__ = ["FORMS", "Arrangement", "Batch", "Item", "arrange", "cost", "cut", "lay", "lay_plain", "pad"]
+__all__ = ["FORMS", "Arrangement", "Batch", "Item", "arrange", "cost", "cut", "join", "lay", "lay_plain", "pad"]

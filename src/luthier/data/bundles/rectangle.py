@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,31 @@ def pad(sequences: Sequence[np.ndarray], value: int, side: str = "right") -> tup
         ids[row, part] = sequence
         mask[row, part] = 1
     return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def join(batches: Sequence[Mapping[str, torch.Tensor]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Batches of rows one below the other, the shorter ones padded on the right to the longest.
+
+    A key that only some of them have (token types) is zero in the others; `input_ids` are filled with `pad_id`.
+    """
+    if len(batches) == 1:
+        return dict(batches[0])
+    made: dict[str, torch.Tensor] = {}
+    for key in dict.fromkeys(key for batch in batches for key in batch):
+        like = next(batch[key] for batch in batches if key in batch)
+        if like.ndim == 2 and key == "pooled":
+            made[key] = torch.cat([batch[key] for batch in batches])
+            continue
+        shapes = [batch[key].shape if key in batch else batch["attention_mask"].shape for batch in batches]
+        longest, rows = max(shape[1] for shape in shapes), sum(shape[0] for shape in shapes)
+        whole = like.new_full((rows, longest, *like.shape[2:]), pad_id if key == "input_ids" else 0)
+        at = 0
+        for batch, shape in zip(batches, shapes, strict=True):
+            if key in batch:
+                whole[at : at + shape[0], : shape[1]] = batch[key]
+            at += shape[0]
+        made[key] = whole
+    return made
 
 
 def cut(lengths: np.ndarray, *, overhead: float, limit: int) -> list[np.ndarray]:

@@ -1,0 +1,32 @@
+"""`data`: where the examples come from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from luthier.recipe.fields import Settings, Share
+from luthier.recipe.judged import Judgements
+
+
+class HoldOut(Settings):
+    """Shares set aside when no file is given for them, by hash of the text, stratified by label."""
+
+    eval: Share = Field(0.1, description="share of rows that choose the checkpoint")
+    test: Share = Field(0.2, description="share of rows scored once at the end")
+
+
+class Data(Settings):
+    """Where the examples come from. A file (.csv .tsv .jsonl .json .parquet .arrow), an Arrow folder or a hub set."""
+
+    train: str = Field(description="file, folder or hub id (name, name#split or name:config#split)")
+    eval: str | None = Field(None, description="chooses the checkpoint; split off train when left out")
+    test: str | None = Field(None, description="scored once at the end; split off train when left out")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="renames columns, {ours: theirs}, such as {label: intent}"
+    )
+    hold_out: HoldOut = Field(default_factory=lambda: HoldOut(), description="shares for eval and test")
+    label_separator: str | None = Field(None, description='splits several labels in one cell, such as "|"')
+    on_bad_row: Literal["error", "skip"] = Field("error", description="stop at a broken row, or skip and count it")
+    judgements: Judgements | None = Field(None, description="of rows that hold judgements: how they are read")
