@@ -102,12 +102,22 @@ def test_every_word_is_in_the_reference() -> None:
     from luthier.evaluate.metrics import METRICS
     from luthier.methods import METHODS
     from luthier.methods.supervised import LOSSES
-    from luthier.recipe import Data, HoldOut, Model, Recipe, Search, SftSettings, SupervisedSettings, Train
+    from luthier.recipe import (
+        Data,
+        FewshotSettings,
+        HoldOut,
+        Model,
+        Recipe,
+        Search,
+        SftSettings,
+        SupervisedSettings,
+        Train,
+    )
 
     page = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
     keys = [
         key
-        for model in (Recipe, Model, Data, HoldOut, SupervisedSettings, SftSettings, Train, Search)
+        for model in (Recipe, Model, Data, HoldOut, SupervisedSettings, SftSettings, FewshotSettings, Train, Search)
         for key in model.model_fields
     ]
     for word in [*ADAPTERS, *METHODS, *LOSSES, *METRICS, *SCHEDULES, *keys]:

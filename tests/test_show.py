@@ -106,7 +106,7 @@ def test_schema_takes_what_the_reader_takes() -> None:
     schema = json.loads(show("schema"))
     assert set(schema["properties"]) == set(Recipe.model_fields)
     bare, long = schema["properties"]["adapt"]["anyOf"]
-    assert bare["enum"] == list(ADAPTERS)
+    assert bare["enum"] == [*ADAPTERS, "none"]  # none: with method: fewshot
     assert long["discriminator"]["propertyName"] == "kind"
     assert schema["properties"]["model"]["anyOf"][0] == {"type": "string"}
     assert set(schema["properties"]["method"]["anyOf"][0]["enum"]) == set(METHODS)

@@ -80,7 +80,8 @@ def replace_text(path: Path, text: str) -> None:
 def name_of(recipe: Recipe, sets: tuple[str, ...] = ()) -> str:
     """A name that says what differs: adapt, model, data, and what --set changed."""
     said = [f"{set_.split('=')[0].split('.')[-1]}={set_.split('=', 1)[1]}" for set_ in sets if "=" in set_]
-    return _joined([recipe.adapt.kind, Path(recipe.model.name).name, _data_of(recipe), *said])
+    first = recipe.adapt.kind if recipe.adapt.kind != "none" else recipe.method.kind
+    return _joined([first, Path(recipe.model.name).name, _data_of(recipe), *said])
 
 
 def joined(names: Sequence[str], sets: Sequence[str] = ()) -> str:

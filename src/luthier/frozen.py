@@ -139,6 +139,14 @@ def attach_case(case: Any, work: Work, decided: bool | None) -> dict[str, Any]:
     return attach(case.built.model, case.views, work, case.plan.epochs, attention, decided)
 
 
+def pooled(model: TaskModel, view: View, work: Work, attention: str) -> np.ndarray:
+    """One vector a row of a backbone that stays as it is: (rows, width), from the cache or computed now."""
+    depth, shared = len(structure(model.backbone).blocks), weights_hash(model.backbone)
+    name = _key(model, "pooled", depth, shared, view, work, attention)
+    fill = functools.partial(_fill, model, "pooled", view, work)
+    return work.cache.array(name, (len(view), model.width), f"pooled of {view.rows.source}", fill)
+
+
 def _lines(view: View, kind: str) -> int:
     """How many vectors the column of a view holds."""
     if isinstance(view, TextView) and kind == "states":

@@ -66,7 +66,7 @@ def open_run(name: str | Path, runs: Path = run_folder.DEFAULT_RUNS, quiet: bool
         UserError: if there is no such run, it has no model yet, or it writes text.
     """
     folder = run_folder.find(name, runs)
-    if saved.about(folder.model).family == "language":
+    if saved.about(folder.model).task == "generate":
         raise UserError(
             f"The run {str(name)!r} writes text and predicts no labels.",
             hint="luthier generate RUN PROMPT, or --file FILE",
@@ -116,6 +116,13 @@ def evaluate(
         result = judge_text.evaluate(folder, data, extra, quiet, rows, new_tokens)
         if not quiet:
             print(table(result), judge_text.side_by_side(result), sep="\n\n")
+        return result
+    if saved.about(folder.model).family == "fewshot":
+        from luthier import judge_prompted, judge_text
+
+        result = judge_prompted.evaluate(folder, data, extra, quiet, rows, new_tokens)
+        if not quiet:
+            print(table(result), *([judge_text.side_by_side(result)] if "answers" in result else []), sep="\n\n")
         return result
     cache = Cache()
     tuned = open_run(run, runs, quiet)
@@ -235,11 +242,7 @@ def predict(
     """
     if to is not None and to.suffix.lower() not in (".csv", ".jsonl"):
         raise UserError(f"{str(to)!r}: predictions are written as .csv or .jsonl.")
-    cache = Cache()
-    tuned = open_run(run, runs, quiet)
-    rows = _unlabelled(data, tuned, cache.rows)
-    view = tuned.view(rows, cache.rows, goals=False)
-    lines = said(tuned.schema, view, logits(tuned.model, view, tuned.runner, "predicting"), None, goals=False)
+    lines = _predicted(run_folder.find(run, runs), run, data, runs, quiet)
     if to is not None:
         replace_text(
             to,
@@ -253,10 +256,25 @@ def predict(
     return lines
 
 
-def _unlabelled(data: str | Sequence[Any], tuned: Tuned, store: Path) -> Rows:
+def _predicted(
+    folder: run_folder.Folder, run: str | Path, data: str | Sequence[Any], runs: Path, quiet: bool
+) -> list[dict[str, Any]]:
+    cache, told = Cache(), saved.about(folder.model)
+    if told.family == "fewshot" and told.task == "classify":
+        from luthier import judge_prompted
+
+        return judge_prompted.predict(
+            folder, _unlabelled(data, "classify", read(folder.recipe).data, cache.rows), quiet
+        )
+    tuned = open_run(run, runs, quiet)
+    rows = _unlabelled(data, tuned.schema.task, tuned.recipe.data, cache.rows)
+    view = tuned.view(rows, cache.rows, goals=False)
+    return said(tuned.schema, view, logits(tuned.model, view, tuned.runner, "predicting"), None, goals=False)
+
+
+def _unlabelled(data: str | Sequence[Any], task: str, settings: Data, store: Path) -> Rows:
     """Rows whose targets are not there: any label stands in for the parser and is never read."""
-    kind = {"regress": "text,score", "tag": "tokens,tags"}.get(tuned.schema.task, "text,label")
-    settings = tuned.recipe.data
+    kind = {"regress": "text,score", "tag": "tokens,tags"}.get(task, "text,label")
     if isinstance(data, str):
         return memory.load_unlabelled(data, settings, store, kind)
     raw = [{"tokens": item} if kind == "tokens,tags" else _as_row(item) for item in data]

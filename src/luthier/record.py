@@ -46,6 +46,7 @@ def failed(folder: Folder, error: BaseException) -> None:
 
 
 MOVES = {
+    "none": "nothing",
     "full": "everything",
     "last-n": "the last blocks and the final norm",
     "bitfit": "the biases",
@@ -69,7 +70,7 @@ def where_it_moves(built: Built) -> str:
     what = MOVES.get(kind, "the adapter")
     if kind == "head":
         what = "the output layer" if writes else "the new last layer"
-    elif not writes and kind != "full":
+    elif not writes and kind not in ("full", "none"):
         what += ", and the new last layer"
     return f"{what}: {built.trainable:,} of {built.total:,} parameters ({percent(built.trainable, built.total)})"
 

@@ -31,7 +31,7 @@ from luthier.data.loader import Plan
 from luthier.engine import checkpoint, machine, optimizer
 from luthier.engine.cache import Cache
 from luthier.engine.log import Console
-from luthier.engine.loop import Loop
+from luthier.engine.loop import Progress
 from luthier.engine.stop import Stop
 from luthier.errors import Interrupted, UserError, unwritable
 from luthier.families import Family, family_of
@@ -134,22 +134,32 @@ def _run(job: Job, name: str, again: bool) -> Result:
     case, family = case_of(job, saved_at)
     job.console.say(record.sentence(case, family.says(case)))
     family.before(case)
-    plan = case.plan
+    if getattr(case.teach, "still", False):  # nothing moves: the model is asked as it is
+        job.record["frozen"] = {"kind": None, "says": "nothing is trained"}
+        progress = Progress()
+    else:
+        progress = _learn(case, family, saved_at)
+    weights = sum(p.numel() * p.element_size() for p in case.built.model.parameters())
+    job.record["peak_bytes"] = job.memory.peak() + weights
+    record.judge(case, family)
+    family.after(case)
+    job.record |= {"time": _times(job, progress), "proofs": job.proofs}
+    record.finish(case)
+    return Result(job.folder.path, job.record)
+
+
+def _learn(case: Case, family: Family, saved_at: checkpoint.Checkpoint | None) -> Progress:
+    """Freeze what can't change, and train; the best weights stay in the model."""
+    job, plan = case.job, case.plan
     work = frozen.Work(job.cache, job.console, job.stop, job.device, case.precision, plan.micro_tokens, plan.overhead)
     keeps = family.freeze if hasattr(family, "freeze") else frozen.attach_case
     job.record["frozen"] = keeps(case, work, _decided(saved_at))
     family.prepare(case, work)
     loop = training.loop_of(case, family, saved_at)
     training.train(loop, case.views["train"], job)
-    weights = sum(p.numel() * p.element_size() for p in case.built.model.parameters())
-    job.record["peak_bytes"] = job.memory.peak() + weights
     if (damaged := training.take_best(loop, case.built)) is not None:
         job.record["warnings"].append(damaged)
-    record.judge(case, family)
-    family.after(case)
-    job.record |= {"time": _times(job, loop), "proofs": job.proofs}
-    record.finish(case)
-    return Result(job.folder.path, job.record)
+    return loop.progress
 
 
 def case_of(
@@ -177,16 +187,16 @@ def case_of(
     return Case(job, teach, schema, gathered, built, views, metric, precision, plan), family
 
 
-def _times(job: Job, loop: Loop) -> dict[str, Any]:
-    trained = max(loop.progress.seconds, 1e-9)
+def _times(job: Job, progress: Progress) -> dict[str, Any]:
+    trained = max(progress.seconds, 1e-9)
     return {
         "seconds": time.perf_counter() - job.started,
         "cpu_seconds": time.process_time() - job.cpu,
-        "train_seconds": loop.progress.seconds,
+        "train_seconds": progress.seconds,
         "features_seconds": job.record["frozen"].get("seconds", 0.0),
-        "steps": loop.progress.step,
-        "best_step": loop.progress.best_step,
-        "examples_per_second": loop.progress.step * job.recipe.train.batch_size / trained,
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "examples_per_second": progress.step * job.recipe.train.batch_size / trained,
     }
 
 
@@ -227,7 +237,8 @@ def plan_of(
         return Plan(**saved_at.state["identity"]["plan"])
     train = recipe.train
     per_epoch = -(-rows // train.batch_size)
-    epochs = train.epochs or ADAPTERS[recipe.adapt.kind].epochs
+    kind = recipe.adapt.kind
+    epochs = train.epochs or (ADAPTERS[kind].epochs if kind in ADAPTERS else 1)
     steps = train.steps or max(1, round(epochs * per_epoch))
     if (
         train.epochs is None and train.steps is None

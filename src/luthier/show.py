@@ -244,12 +244,13 @@ def default_of(field: FieldInfo) -> str:
     )
     if isinstance(value, BaseModel):
         return ""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) and value.strip() else json.dumps(value)
 
 
 def schema() -> str:
     """The recipe's JSON schema, for completion in an editor. A bare name stands for a mapping that holds only it."""
     tree = Recipe.model_json_schema()
+    tree["required"] = [key for key in tree["required"] if key != "adapt"]  # method: fewshot does without
     for key, field in Recipe.model_fields.items():
         parts = _models(field.annotation)
         named = [part for part in parts if {"kind", "name"} & set(part.model_fields)]

@@ -183,7 +183,12 @@ def _pretrained(name: str, runs: Path) -> _Found:
 
 def _of_run(folder: Path, base: bool) -> _Found:
     told = saved.about(folder)
-    if told.family != "language":
+    if told.family == "fewshot" and told.task == "generate" and not base:
+        raise UserError(
+            f"The run {str(folder.parent)!r} answers behind demonstrations, a prompt at a time.",
+            hint="luthier generate RUN PROMPT; with --base the model alone.",
+        )
+    if told.family != "language" and not (told.family == "fewshot" and base):
         raise UserError(
             f"The run {str(folder.parent)!r} learned to {told.task}: it gives labels and writes nothing.",
             hint="luthier predict RUN FILE  gives its predictions.",
@@ -267,8 +272,11 @@ def generate(
         raise UserError("Several samples at temperature 0 are all the same.", hint="Give a temperature, such as 1.")
     if to is not None and to.suffix.lower() != ".jsonl":
         raise UserError(f"{str(to)!r}: answers are written as .jsonl.")
+    folder = _model_folder(str(run), runs)
+    if folder is not None and not base and saved.about(folder).family == "fewshot":
+        return _behind_demonstrations(folder.parent, prompts, file, to, sampling, quiet)
     voice = open_voice(run, runs, base=base, template=template, chats=chats)
-    rows = _from_file(file, voice) if file is not None else _given(prompts)
+    rows = _from_file(file, voice.columns) if file is not None else _given(prompts)
     ids = [_read(voice, prompt, system, thinking, place) for _, prompt, place in rows]
     streams = to is None and not quiet and len(rows) == sampling.samples == 1
     stream = Stream(voice.tokenizer, ids[0], sampling.stop) if streams and not voice.base.encoder_decoder else None
@@ -287,6 +295,26 @@ def generate(
     return lines
 
 
+def _behind_demonstrations(
+    folder: Path, prompts: Any, file: str | None, to: Path | None, sampling: Sampling, quiet: bool
+) -> list[dict[str, Any]]:
+    """The same for a few-shot run: each prompt stands behind the run's demonstrations."""
+    from luthier import judge_prompted
+
+    found = run_folder.Folder(folder)
+    rows = _given(prompts) if file is None else _from_file(file, read(found.recipe).data)
+    texts = []
+    for _, prompt, place in rows:
+        text = prompt.get("prompt", prompt.get("text")) if isinstance(prompt, Mapping) else prompt
+        if not isinstance(text, str):
+            raise UserError("A few-shot run takes prompts that are texts, not conversations.", where=place)
+        texts.append(text)
+    with Stop() as stop:
+        lines = _lines(rows, judge_prompted.generate(found, texts, sampling, stop, quiet))
+    _tell(lines, to, quiet, None)
+    return lines
+
+
 def _given(prompts: Prompt | Sequence[Prompt] | None) -> list[tuple[int, Prompt, str | None]]:
     """(number, prompt, place) of prompts that are Python values; a list of messages is one prompt."""
     if prompts is None:
@@ -300,7 +328,7 @@ def _given(prompts: Prompt | Sequence[Prompt] | None) -> list[tuple[int, Prompt,
     return [(number, prompt, None if one else f"prompt {number}") for number, prompt in enumerate(several, 1)]
 
 
-def _from_file(file: str, voice: Voice) -> list[tuple[int, Prompt, str | None]]:
+def _from_file(file: str, columns: Data) -> list[tuple[int, Prompt, str | None]]:
     """The prompts of a file, with their lines; answers that stand in it are not read."""
     if Path(file).suffix.lower() == ".txt":
         try:
@@ -309,9 +337,9 @@ def _from_file(file: str, voice: Voice) -> list[tuple[int, Prompt, str | None]]:
             raise UserError(f"{file!r} can't be read: {error.strerror}.") from None
         return [(number, line, f"{file}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     first = next(iter(sources.open_source(file)[0]), (0, {}))[1]
-    called = {voice.columns.columns.get(column, column): kind for column, kind in KINDS.items()}
+    called = {columns.columns.get(column, column): kind for column, kind in KINDS.items()}
     kind = next((kind for name, kind in called.items() if name in first), "prompt,completion")
-    rows = memory.load_unlabelled(file, voice.columns, Cache().rows, kind)
+    rows = memory.load_unlabelled(file, columns, Cache().rows, kind)
     found: list[tuple[int, Prompt, str | None]] = []
     for at in range(len(rows)):
         row = rows.row(at)

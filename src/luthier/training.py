@@ -66,6 +66,7 @@ class Case:
         metric: name and row of METRICS that chooses the checkpoint.
         plan: how rows become steps; known when the views are.
         parts: of several tasks on one trunk, each as a case of its own, by name.
+        kept: whatever the family keeps between its calls.
     """
 
     job: Job
@@ -78,6 +79,7 @@ class Case:
     precision: str
     plan: Plan
     parts: dict[str, Case] = field(default_factory=dict)
+    kept: Any = None
 
     @property
     def recipe(self) -> Recipe:

@@ -92,6 +92,11 @@ def export(
         raise UserError(f"There is no form {form!r}.", hint=f"Give --form {' or '.join(FORMS)}.")
     hub = None if push is None else Hub.at(push, public)
     found = find(run, Path(runs))
+    if found.model.is_dir() and saved.about(found.model).stores == "prompt":
+        raise UserError(
+            f"The run {str(found.path)!r} moved no weight: there is no model of its own to export.",
+            hint=f"It is {saved.about(found.model).base!r} with the prompt that run.json shows (prompts: example).",
+        )
     target = Path(to) if to is not None else found.path / "export"
     if hub is None or not _is_there(target, found, form):
         _check_free(target)

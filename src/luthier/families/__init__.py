@@ -23,6 +23,7 @@ FAMILIES: dict[str, str] = {
     "labels": "luthier.families.labels",
     "language": "luthier.families.language",
     "multitask": "luthier.families.multitask",
+    "fewshot": "luthier.families.fewshot",
 }
 
 

@@ -114,7 +114,7 @@ def judge(case: Case, record: dict[str, Any]) -> None:
             record["by_class"] = metrics.by_class(found)
             table = metrics.confusion(found)
             record["confusion"] = None if table is None else np.asarray(table).tolist()
-            _baselines(record, case, found, extra)
+            baselines_of(record, case, found, extra)
     record["method"] = {
         "kind": "supervised",
         "task": schema.task,
@@ -131,7 +131,8 @@ def split(scores: Mapping[str, Interval]) -> tuple[dict[str, float], dict[str, l
     }
 
 
-def _baselines(record: dict[str, Any], case: Case, found: Outputs, extra: Mapping[str, metrics.Metric]) -> None:
+def baselines_of(record: dict[str, Any], case: Case, found: Outputs, extra: Mapping[str, metrics.Metric]) -> None:
+    """What needs no model, on the headline rows."""
     splits, schema = case.gathered.splits, case.schema
     texts = texts_for_baselines(splits["train"])
     goals = _goals(schema, case.views["train"])[: len(texts)]

@@ -12,6 +12,7 @@ METHODS: dict[str, str] = {
     "supervised": "luthier.methods.supervised:Supervised",
     "sft": "luthier.methods.sft:Sft",
     "multitask": "luthier.methods.multitask:Multitask",
+    "fewshot": "luthier.methods.fewshot:FewShot",
 }
 WRITTEN = ("text", "prompt,completion", "messages")  # kinds of rows that teach a model to write
 

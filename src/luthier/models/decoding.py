@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from luthier.data.bundles import pad
+from luthier.data.bundles import pad, shared
 from luthier.models import masks
 from luthier.models.language import LanguageModel
 from luthier.models.load import accepts
 
+FEWEST = 16  # tokens that prompts of a batch begin with, from which on it pays to read them once
 _ATTENTION = {"full_attention", "sliding_attention"}
 
 
@@ -49,8 +50,11 @@ def needs_equal_lengths(model: LanguageModel) -> bool:
 
 
 class Cached:
-    """Prompts side by side, padded on the left: the distance between two tokens of a row is then that of their
-    columns, which is what sliding windows and relative positions go by; learned positions are handed over."""
+    """Prompts side by side; what they all begin with is read once where nothing slides.
+
+    They are padded on the left: the distance between two tokens of a row is then that of their columns, which is what
+    sliding windows and relative positions go by; learned positions are handed over.
+    """
 
     def __init__(self, model: LanguageModel, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> None:
         self.model, self.lm, self.prompts = model, model.lm, [np.asarray(prompt) for prompt in prompts]
@@ -78,6 +82,8 @@ class Cached:
         return logits[self.copies]
 
     def _read(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if (common := self._common()) > 0:
+            return self._read_once(common)
         inputs: dict[str, Any] = {"input_ids": ids}
         if not bool(mask.all()):
             self.mask, positions = mask, (mask.cumsum(1) - 1).clamp(min=0)
@@ -85,6 +91,26 @@ class Cached:
             if "position_ids" in self.takes:
                 inputs["position_ids"], self.positions = positions, positions[:, -1:] + 1
         return self._run(self.model.backbone, inputs)
+
+    def _common(self) -> int:
+        """How many tokens all prompts begin with, where that pays and padding behind them would not matter."""
+        if len(self.prompts) < 2 or not self.one_mask or learned_tokens(self.model) or "position_ids" not in self.takes:
+            return 0
+        found = shared(self.prompts)
+        return found if found >= FEWEST else 0
+
+    def _read_once(self, common: int) -> torch.Tensor:
+        """The beginning once, copied for every prompt; then what is each prompt's own, padded between the two."""
+        first = torch.as_tensor(self.prompts[0][:common], device=self.device)[None]
+        self._run(self.model.backbone, {"input_ids": first})
+        self.past.batch_repeat_interleave(len(self.prompts))
+        ids, own = (part.to(self.device) for part in pad([prompt[common:] for prompt in self.prompts], 0, "left"))
+        self.mask = torch.cat([own.new_ones(len(own), common), own], 1)
+        positions = (self.mask.cumsum(1) - 1)[:, common:]
+        self.positions = positions[:, -1:] + 1
+        return self._run(
+            self.model.backbone, {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions.clamp(min=0)}
+        )
 
     def _encode(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         states = self.lm.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state

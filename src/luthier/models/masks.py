@@ -28,9 +28,12 @@ def visible(batch: Mapping[str, torch.Tensor], window: int | None = None) -> tor
     Padding sees padding, so that no query is without a key and nothing becomes NaN.
 
     Args:
-        batch: `bundle`, `branch` and `position_ids`, as `data.bundles.lay` gives them.
+        batch: `bundle`, `branch` and `position_ids`, as `data.bundles.lay` gives them; or `end` and `position_ids` of
+            `lay_trees`, and `before`: how many tokens of a shared beginning were read earlier (rows see all of it).
         window: how many positions back, the query's own included; None for all.
     """
+    if "end" in batch:
+        return _in_trees(batch, window)
     bundle, branch, position = batch["bundle"], batch["branch"], batch["position_ids"]
     length = bundle.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool, device=bundle.device).tril()
@@ -38,6 +41,22 @@ def visible(batch: Mapping[str, torch.Tensor], window: int | None = None) -> tor
     seen &= (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
     if window is not None:
         seen &= position[:, :, None] - position[:, None, :] < window
+    return seen[:, None]
+
+
+def _in_trees(batch: Mapping[str, torch.Tensor], window: int | None) -> torch.Tensor:
+    """The same for trees, behind a beginning that they share: (rows, 1, longest, before + longest) bool."""
+    end, position = batch["end"], batch["position_ids"]
+    index, before = torch.arange(end.shape[1], device=end.device), int(batch.get("before", torch.tensor(0)))
+    seen = (index[None, None, :] <= index[None, :, None]) & (index[None, :, None] < end[:, None, :])
+    earlier = torch.arange(before, device=end.device)
+    if before:
+        seen = torch.cat([seen.new_ones(*seen.shape[:2], before), seen], 2)
+        position = torch.cat([earlier.expand(len(end), before), position], 1)
+    if window is not None:
+        near = position[:, before:, None] - position[:, None, :] < window
+        near |= (batch["attention_mask"] == 0)[:, :, None]  # padding sees what it likes, but never nothing
+        seen &= near
     return seen[:, None]
 
 

@@ -51,7 +51,7 @@ def bundles_hold(model: LanguageModel, seed: int = 0) -> Held:
     """
     if model.encoder_decoder:
         return Held(True, 0.0, 0, "the encoder reads a prompt once and the decoder each branch in a row of its own")
-    window = max((size for size in _windows(model.config) if size is not None), default=0)
+    window = longest_window(model.config)
     prompt = max(SHORT, min(window, LONGEST) - 2)
     prompt = min(prompt, int(getattr(model.config, "max_position_embeddings", None) or 2**20) - max(BRANCHES))
     length = prompt + sum(BRANCHES)
@@ -76,6 +76,11 @@ def bundles_hold(model: LanguageModel, seed: int = 0) -> Held:
     elif window > prompt + max(BRANCHES):
         says += f"; the model's window of {window} tokens was not reached"
     return Held(holds, error, length, says)
+
+
+def longest_window(config: Any) -> int:
+    """How far back the model's sliding layers see; 0 where none slides."""
+    return max((size for size in _windows(config) if size is not None), default=0)
 
 
 def _windows(config: Any) -> list[int | None]:

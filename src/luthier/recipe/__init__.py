@@ -12,6 +12,7 @@ from luthier.recipe.adapt import (
     Lora,
     LowRank,
     Norm,
+    Nothing,
     Peft,
     Pissa,
     Prefix,
@@ -19,6 +20,7 @@ from luthier.recipe.adapt import (
     PTuning,
     RsLora,
 )
+from luthier.recipe.fewshot import FewshotSettings, SetFitSettings
 from luthier.recipe.fields import Settings
 from luthier.recipe.judged import Judgements
 from luthier.recipe.multitask import Balance, Mix, MultitaskSettings, TaskSettings
@@ -28,8 +30,8 @@ from luthier.recipe.settings import Data, HoldOut, Model, Recipe, SftSettings, S
 from luthier.recipe.stages import Stage, Stages, read_any
 
 __all__ = [
-    "Adapt", "Balance", "BitFit", "Bottleneck", "Data", "Dora", "Full", "Head", "HoldOut", "Ia3", "Judgements",
-    "LastN", "Lora", "LowRank", "Mix", "Model", "MultitaskSettings", "Norm", "PTuning", "Peft", "Pissa", "Prefix",
-    "Prompt", "Recipe", "RsLora", "Search", "Settings", "SftSettings", "Stage", "Stages", "SupervisedSettings",
-    "TaskSettings", "Train", "changed", "read", "read_any", "write",
+    "Adapt", "Balance", "BitFit", "Bottleneck", "Data", "Dora", "FewshotSettings", "Full", "Head", "HoldOut", "Ia3",
+    "Judgements", "LastN", "Lora", "LowRank", "Mix", "Model", "MultitaskSettings", "Norm", "Nothing", "PTuning", "Peft",
+    "Pissa", "Prefix", "Prompt", "Recipe", "RsLora", "Search", "SetFitSettings", "Settings", "SftSettings", "Stage", "Stages",
+    "SupervisedSettings", "TaskSettings", "Train", "changed", "read", "read_any", "write",
 ]  # fmt: skip

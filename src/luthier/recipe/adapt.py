@@ -14,6 +14,12 @@ Targets = Annotated[
 ]
 
 
+class Nothing(Settings):
+    """No parameter moves: for method fewshot, which needs no word about it."""
+
+    kind: Literal["none"]
+
+
 class Head(Settings):
     """Feature extraction: the pretrained model is frozen, only the new last layer learns."""
 
@@ -150,7 +156,8 @@ class Peft(Settings):
 
 Adapt = Annotated[
     Annotated[
-        Head | Full | LastN | BitFit | Norm | Lora | RsLora | Dora | Pissa | Ia3 | Prefix | Prompt | PTuning | Bottleneck | Peft,
+        Head | Full | LastN | BitFit | Norm | Lora | RsLora | Dora | Pissa | Ia3 | Prefix | Prompt | PTuning | Bottleneck | Peft
+        | Nothing,
         Field(discriminator="kind"),
     ],
     BeforeValidator(lambda value: named(value, "kind")),

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from luthier.recipe.adapt import Adapt
 from luthier.recipe.data import Data, HoldOut
+from luthier.recipe.fewshot import FewshotSettings
 from luthier.recipe.fields import Count, Rate, Settings, Share, named
 from luthier.recipe.multitask import MultitaskSettings
 from luthier.recipe.search import Search
@@ -87,7 +88,7 @@ def _method(value: Any) -> Any:
 
 
 Method = Annotated[
-    Annotated[SupervisedSettings | SftSettings | MultitaskSettings, Field(discriminator="kind")],
+    Annotated[SupervisedSettings | SftSettings | MultitaskSettings | FewshotSettings, Field(discriminator="kind")],
     BeforeValidator(_method),
 ]
 
@@ -145,7 +146,7 @@ class Recipe(Settings):
     model: Annotated[Model, BeforeValidator(lambda value: named(value, "name"))] = Field(
         description="the pretrained model"
     )
-    adapt: Adapt = Field(description="which parameters move")
+    adapt: Adapt = Field(description="which parameters move; left out with method: fewshot, where none does")
     method: Method = Field(default_factory=lambda: SupervisedSettings(), description="what teaches")
     data: Annotated[Data, AfterValidator(_where_it_is_read)] = Field(
         default_factory=lambda: Data(train=""), validate_default=True,
@@ -155,6 +156,26 @@ class Recipe(Settings):
     search: Search | None = Field(None, description="settings that `luthier search` tries")
 
     _places: Mapping[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_moves(cls, value: Any) -> Any:
+        """Few-shot prompting needs no adapt."""
+        kind = named(value.get("method"), "kind") if isinstance(value, dict) else None
+        if isinstance(kind, Mapping) and kind.get("kind") == "fewshot" and "adapt" not in value:
+            return value | {"adapt": {"kind": "none"}}
+        return value
+
+    @model_validator(mode="after")
+    def _moves_or_not(self) -> Recipe:
+        if self.method.kind == "fewshot" and self.adapt.kind != "none":
+            raise ValueError(
+                f"adapt: {self.adapt.kind} moves parameters and method: fewshot moves none; leave adapt out, or tune with "
+                "method: supervised or setfit"
+            )
+        if self.method.kind != "fewshot" and self.adapt.kind == "none":
+            raise ValueError("adapt: none moves nothing, so nothing would be learned; it is for method: fewshot alone")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Recipe:
