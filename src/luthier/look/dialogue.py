@@ -80,7 +80,7 @@ def hear(rows: Rows) -> Heard:
         joined = text if isinstance(text, str) else "\n".join(text)
         keys[position], prompts[position], answers[position] = key_of(text), row_key(row), hash(joined.strip())
         if "prompt" in row and not row["chat"]:
-            joint[position] = _runs_together(row["prompt"], row["completion"])
+            joint[position] = runs_together(row["prompt"], row["completion"])
             mute[position] = not STRANGE.sub("", row["completion"]).strip()
         if STRANGE.search(joined):
             strange.append(position)
@@ -92,7 +92,7 @@ def hear(rows: Rows) -> Heard:
     return Heard(told, prompts, joint, mute, talk)
 
 
-def _runs_together(prompt: str, completion: str) -> bool:
+def runs_together(prompt: str, completion: str) -> bool:
     """No white space between, where a sentence or a word would need it."""
     return (
         not prompt[-1].isspace()

@@ -129,6 +129,11 @@ def draw_written(
     return tuple(drawn)
 
 
+def token_pieces(ids: list[int], learn: list[int], tokenizer: Any) -> tuple[Piece, ...]:
+    """These tokens as they are drawn."""
+    return tuple(_shortened(_pieces(ids, learn, 0, tokenizer)))
+
+
 def _columns(encoded: Encoded, position: int) -> tuple[list[int], list[int]]:
     assert encoded.learn is not None
     return encoded.row(encoded.ids, position).tolist(), encoded.row(encoded.learn, position).tolist()

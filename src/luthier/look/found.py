@@ -19,7 +19,8 @@ class Finding:
         kind: broken, split, task, unknown labels, contradictions, leaks, duplicates, rare labels, missing labels,
             truncated, empty, silent words, unknown tokens, byte tokens, special tokens, characters, pairs, transitions;
             of rows that a model is to write also template, no target, cut answers, parted, empty answers, ends,
-            begins, rewritten, border, joint, several answers, roles.
+            begins, rewritten, border, joint, several answers, roles; of judgements also the faults of `data.judgements`,
+            prompts, agreement, ties, length, position, raters.
         level: one of LEVELS.
         count: how many rows, labels, words or transitions it concerns.
         says: one sentence.
@@ -246,18 +247,61 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A figure of judgements, with its interval; NaN where it can't be told. `says` tells what it is in a few words."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    says: str
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What rows of judgements hold, over the whole training file.
+
+    Attributes:
+        judgements, prompts, completions: how many; a completion counts once however often it was judged.
+        forms: (ranking, choice, score or thumb; how many), the commonest first.
+        sizes: (completions of a judgement, how many judgements), ascending.
+        raters: people with a name; nameless: judgements by nobody knows whom.
+        shared: prompts that two or more people judged.
+        measures: agreement, ties and biases.
+        people: (name, agreement with all others, low, high, prompts in common, odd), the least agreeing first.
+        places: (place, 0 first; share of pairs won; low; high) where the order shown is known.
+        prompt, completion: their lengths in tokens in train, before anything is cut.
+    """
+
+    judgements: int
+    prompts: int
+    completions: int
+    forms: tuple[tuple[str, int], ...]
+    sizes: tuple[tuple[int, int], ...]
+    raters: int
+    nameless: int
+    shared: int
+    measures: tuple[Measure, ...]
+    people: tuple[tuple[str, float, float, float, int, bool], ...]
+    places: tuple[tuple[int, float, float, float], ...]
+    prompt: Spread
+    completion: Spread
+
+
+@dataclass(frozen=True)
 class Look:
     """All that was found.
 
     Attributes:
         model, tokenizer: name and class.
         max_length, context: of a row in this run, and the most that the model allows, in tokens.
-        task: classify, multilabel, regress, tag or generate.
+        task: classify, multilabel, regress, tag, generate or judge.
         pooling: how token states become one vector; "none" for tags and for rows that a model is to write.
         how: how the splits came about.
         findings: by level, the worst first.
         balance: labels or tags, the commonest in train first; empty for scores and for rows to be written.
         lesson: how rows that a model is to write are read; None for labels and scores.
+        verdicts: what rows of judgements hold; None for others.
     """
 
     model: str
@@ -274,6 +318,12 @@ class Look:
     padding: Padding
     drawn: tuple[Drawn, ...]
     lesson: Lesson | None = None
+    verdicts: Verdicts | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Tokens of the rows are learned to be written, or answers that a model writes are judged."""
+        return self.lesson is not None or self.verdicts is not None
 
     def finding(self, kind: str) -> Finding:
         """The finding of that kind; KeyError where it was not looked for."""

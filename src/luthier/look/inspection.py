@@ -10,17 +10,17 @@ import numpy as np
 
 from luthier.build import base_of, default_pooling
 from luthier.data import sources
-from luthier.data.examples import Rows
+from luthier.data.examples import JUDGED, Rows
 from luthier.engine import machine
 from luthier.engine.cache import Cache
 from luthier.errors import UserError
 from luthier.gather import expected, gather
-from luthier.look import drawn, lesson, targets, texts, tokens
+from luthier.look import drawn, judgement, lesson, targets, texts, tokens
 from luthier.look.found import LEVELS, MOST, Finding, Look, Padding, Split
 from luthier.methods import WRITTEN
 from luthier.methods import method as method_of
 from luthier.models.load import Base
-from luthier.recipe import Recipe, read
+from luthier.recipe import Judgements, Recipe, read
 from luthier.run import max_length, plan_of
 
 TASKS = {"text,score": "regress", "tokens,tags": "tag"}
@@ -48,6 +48,9 @@ def inspect(
     if split_rows["train"].kind in WRITTEN:
         recipe = _recipe(source, sets, "lora")
         return _written(recipe, split_rows, how, findings, rows, store)
+    if split_rows["train"].kind in JUDGED:
+        recipe = _recipe(source, sets, "lora")
+        return _judged(recipe, split_rows, how, findings, rows, store)
     task, said = _task(recipe, split_rows["train"])
     findings += said
     base = base_of(recipe)
@@ -83,6 +86,27 @@ def _written(
     )  # fmt: skip
 
 
+def _judged(
+    recipe: Recipe, split_rows: Mapping[str, Rows], how: str, findings: list[Finding], rows: int, store: Path
+) -> Look:
+    """The same for rows of judgements."""
+    base = base_of(recipe)
+    whole = sources.load(recipe.data.train, _lenient(recipe).data, store, expect=expected(recipe))
+    told = judgement.told(recipe, split_rows, whole, base, max_length(recipe, base), rows, store)
+    return Look(
+        recipe.model.name, type(base.tokenizer).__name__, max_length(recipe, base), base.context, "judge", "none", how,
+        told.splits, _sorted([*findings, *told.findings]), (), told.marks, _padding(recipe, base, told.lengths), told.drawn,
+        verdicts=told.verdicts,
+    )  # fmt: skip
+
+
+def _lenient(recipe: Recipe) -> Recipe:
+    """The recipe that goes on where its own would stop: what is wrong is a finding."""
+    data = recipe.data
+    judgements = (data.judgements or Judgements()).model_copy(update={"most_faulty": 1.0})
+    return recipe.model_copy(update={"data": data.model_copy(update={"on_bad_row": "skip", "judgements": judgements})})
+
+
 def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level)))
 
@@ -103,7 +127,7 @@ def _recipe(source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str]
 
 def _splits(recipe: Recipe, store: Path) -> tuple[dict[str, Rows], str, list[Finding]]:
     """The splits as the run makes them, broken rows left out and told."""
-    lenient = recipe.model_copy(update={"data": recipe.data.model_copy(update={"on_bad_row": "skip"})})
+    lenient = _lenient(recipe)
     whole = {"train": sources.load(recipe.data.train, lenient.data, store, expect=expected(recipe))}
     for name in ("eval", "test"):
         if (given := getattr(recipe.data, name)) is not None:

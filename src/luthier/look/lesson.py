@@ -74,7 +74,7 @@ def told(recipe: Recipe, rows: Mapping[str, Rows], base: Base, longest: int, sto
     )
     template = ""
     if chats:
-        speech, template, said = _templated(speech, base.tokenizer)
+        speech, template, said = templated(speech, base.tokenizer)
         findings += said
     parts = {name: written.part(part, base.tokenizer, speech, store) for name, part in rows.items()}
     heard = {name: dialogue.hear(part) for name, part in rows.items()}
@@ -95,7 +95,7 @@ def told(recipe: Recipe, rows: Mapping[str, Rows], base: Base, longest: int, sto
     return Told(speech, parts, splits, findings, marks, found)
 
 
-def _templated(speech: Speech, tokenizer: Any) -> tuple[Speech, str, list[Finding]]:
+def templated(speech: Speech, tokenizer: Any) -> tuple[Speech, str, list[Finding]]:
     """The template that is used, in words; a model without one, or a broken one, is a finding and gets a stand-in."""
     named = speech.template
     try:

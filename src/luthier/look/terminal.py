@@ -10,13 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from luthier.look.found import MOST, Drawn, Finding, Histogram, Lesson, Look, Piece
+from luthier.look.found import MOST, Drawn, Finding, Histogram, Lesson, Look, Piece, Verdicts
 from luthier.look.texts import percent
 from luthier.look.words import (
     edge_names,
     excerpt,
+    judged_said,
     lesson_said,
     marks_said,
+    measured,
     near,
     padding_said,
     pooled,
@@ -74,12 +76,14 @@ class _Sheet:
         self.writes = False
 
     def print(self, look: Look) -> None:
-        self.writes = look.lesson is not None
+        self.writes = look.writes
         self._top(look)
         self._findings(look.findings)
         self._splits(look)
         if look.lesson is not None:
             self._lesson(look, look.lesson)
+        if look.verdicts is not None:
+            self._verdicts(look.verdicts)
         if look.balance:
             self._balance(look)
         for split in look.splits:
@@ -115,6 +119,7 @@ class _Sheet:
         self._line(f"model {near(look.model)} · {look.tokenizer} · rows up to {look.max_length:,} tokens")
         read = "each word's first token" if look.task == "tag" else pooled(look.pooling)
         said = f"task {task}, read from {read}" if look.lesson is None else lesson_said(look.lesson)
+        said = judged_said(look.verdicts)[0] if look.verdicts is not None else said
         self._line(f"{said} · splits: {look.how}")
 
     def _findings(self, findings: Sequence[Finding]) -> None:
@@ -173,6 +178,31 @@ class _Sheet:
                 raw = "\n".join(visible(line) for line in text.split("\n"))
                 body.append(raw if self.colour or not learned else f"{{+{raw}+}}", style=LEARNED[1] if learned else "")
             self._line(body)
+
+    def _verdicts(self, told: Verdicts) -> None:
+        """Who judged how much, how far they agree, and what sways them."""
+        self._title("judgements")
+        for sentence in judged_said(told):
+            self._line(sentence)
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, show_edge=False)
+        for style in ("", "bold", "", "dim"):
+            table.add_column(style=style, overflow="fold")
+        for one in told.measures:
+            table.add_row(f"  {one.name}", *measured(one), one.says)
+        self.console.print(table)
+        if told.places:
+            won = ", ".join(f"place {place + 1} {percent(share)}" for place, share, _, _ in told.places)
+            self._line(f"pairs won by the place a completion was shown at: {won}")
+        if told.people:
+            self._title("raters", "agreement with all others on the same pairs, the least agreeing first")
+            for name, share, low, high, prompts, odd in told.people[:BOTTOM]:
+                line = f"{name}: {percent(share)} ({100 * low:.1f} to {100 * high:.1f}), {prompts:,} prompts in common"
+                self._line(line + (", disagrees with everyone" if odd else ""))
+            if len(told.people) > BOTTOM:
+                self._line(f"... and {len(told.people) - BOTTOM:,} who agree more")
+        self._title("lengths of train, in tokens", "before anything is cut")
+        for name, spread in (("prompt", told.prompt), ("completion", told.completion)):
+            self._line(f"{name}: median {spread.median:,}, 90 % {spread.p90:,}, 99 % {spread.p99:,}, longest {spread.longest:,}")
 
     def _balance(self, look: Look) -> None:
         what = "tags, in words" if look.task == "tag" else "labels, in rows"

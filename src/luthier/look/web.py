@@ -13,12 +13,14 @@ from luthier.evaluate.page.style import STYLE
 from luthier.evaluate.page.words import character, count, plain, shown, table
 from luthier.look.found import MOST, Drawn, Finding, Histogram, Look, Piece
 from luthier.look.terminal import MARKS
-from luthier.look.texts import percent
+from luthier.look.texts import percent, plural
 from luthier.look.words import (
     edge_names,
     excerpt,
+    judged_said,
     lesson_said,
     marks_said,
+    measured,
     near,
     padding_said,
     pooled,
@@ -54,7 +56,7 @@ OWN = """
 .gap.learn { color: var(--taught); } .said-as { font: 14px/1.6 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
   white-space: pre-wrap; background: var(--code); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px;
   margin: 8px 0 0; } .said-as b { font-weight: 400; background: var(--learn); border-radius: 3px; }
-.sizes.spread { max-width: 520px; }
+.sizes.spread { max-width: 520px; } .measures td:nth-child(2) { font-weight: 600; }
 .t.unknown { background: var(--bad); color: var(--card); }
 .t.lost { text-decoration: line-through; opacity: .55; } .t.apart { margin-left: .5em; } .t i { opacity: .4; font-style: normal; }
 .gap { color: var(--soft); font-size: 13px; padding: 0 6px; } .tag { color: var(--soft); font-size: 11.5px; padding: 0 3px; }
@@ -74,7 +76,7 @@ def page(look: Look) -> str:
     body = "".join(
         (
             _top(look, name), _findings(look), section("Rows, token by token", _rows(look), key="rows"),
-            _lesson(look), section("Splits", _splits(look) + _lengths(look), key="splits"), _balance(look), _scores(look),
+            _verdicts(look), _lesson(look), section("Splits", _splits(look) + _lengths(look), key="splits"), _balance(look), _scores(look),
             section("Tokens", _marks(look), key="tokens"),
         )
     )  # fmt: skip
@@ -97,6 +99,7 @@ def _top(look: Look, name: str) -> str:
     facts = look.task if look.task == "regress" else facts
     read = "each word's first token" if look.task == "tag" else pooled(look.pooling)
     said = f"{facts}, read from {read}" if look.lesson is None else lesson_said(look.lesson)
+    said = judged_said(look.verdicts)[0] if look.verdicts is not None else said
     return (
         '<header><p class="mark-line"><span class="brand">Luthier</span><span>look</span></p>'
         f"<h1>What <strong>{shown(PurePath(look.model).name or look.model)}</strong> will see of "
@@ -134,7 +137,7 @@ def _rows(look: Look) -> str:
     taught = '<span class="teaches">what is learned</span>'
     grounds = '<span class="t">one</span><span class="t b">·token</span> each ground a token'
     signs = '<span class="t special">special</span>'
-    if look.lesson is not None:
+    if look.writes:
         grounds = '<span class="t read">only</span><span class="t read b">·read</span>'
         taught = '<span class="t learn">learned</span><span class="t learn b">·to·write</span>'
         signs = '<span class="t special">sign</span> · <span class="t special learn">sign that is learned</span>'
@@ -142,7 +145,7 @@ def _rows(look: Look) -> str:
         f'<p class="key-line">{grounds} · {taught} · {signs} · <span class="t lost">cut away</span> · '
         "point at a token for its id</p>"
     )
-    writes = look.lesson is not None
+    writes = look.writes
     return f'{key}<div class="rows">{"".join(_row(row, writes) for row in look.drawn)}</div>'
 
 
@@ -180,6 +183,33 @@ def _glyph(one: str) -> str:
     if unicodedata.category(one) == "Zs" and one != "\u3000":
         return f'<span class="hidden" title="{unicodedata.name(one, "").lower()}">U+{ord(one):04X}</span>'
     return character(one)
+
+
+def _verdicts(look: Look) -> str:
+    """Who judged how much, how far they agree, and what sways them."""
+    told = look.verdicts
+    if told is None:
+        return ""
+    body = "".join(f"<p class='small'>{shown(line[0].upper() + line[1:])}.</p>" for line in judged_said(told))
+    rows = [[shown(one.name), *measured(one), shown(one.says)] for one in told.measures]
+    body += table(["", "value", "95 % interval", "what it is"], rows, "measures")
+    if told.places:
+        won = [[f"{place + 1}", percent(share), f"{100 * low:.1f} to {100 * high:.1f} %"] for place, share, low, high in told.places]
+        body += "<h3>Pairs won by the place a completion was shown at</h3>" + table(["place", "won", "95 % interval"], won, "sizes")
+    if told.people:
+        people = [
+            [shown(name), percent(share), f"{100 * low:.1f} to {100 * high:.1f} %", count(prompts), "disagrees with everyone" * odd]
+            for name, share, low, high, prompts, odd in told.people
+        ]
+        listed = table(["rater", "agrees on", "95 % interval", "prompts in common", ""], people[:LABELS], "sizes")
+        opened, title = " open" * (len(people) <= 12), f"{plural(len(people), 'rater')}, the least agreeing first"
+        body += f"<details{opened}><summary>{title}</summary>{listed}</details>"
+    sizes = [
+        [name, *map(count, (one.median, one.p90, one.p99, one.longest))]
+        for name, one in (("prompt", told.prompt), ("completion", told.completion))
+    ]
+    body += table(["tokens of train", "median", "90 %", "99 %", "longest"], sizes, "sizes spread")
+    return section("Judgements", body, "Over the whole training file; intervals are over prompts.", key="judgements")
 
 
 def _lesson(look: Look) -> str:

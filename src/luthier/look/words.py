@@ -9,8 +9,8 @@ from pathlib import Path
 
 from luthier.evaluate.page.pictures import short as tick
 from luthier.evaluate.page.words import is_hidden
-from luthier.look.found import Histogram, Lesson, Marks, Padding, Split, Spread
-from luthier.look.texts import percent
+from luthier.look.found import Histogram, Lesson, Marks, Measure, Padding, Split, Spread, Verdicts
+from luthier.look.texts import percent, plural
 
 
 def visible(raw: str) -> str:
@@ -63,6 +63,26 @@ def spreads(split: Split) -> list[tuple[str, Spread]]:
     told, taught = split.lengths, split.taught
     found = [] if taught.prompt is None else [("prompt", taught.prompt)]
     return [*found, ("learned", taught.answer), ("row", Spread(told.median, told.p90, told.p99, told.longest))]
+
+
+def judged_said(told: Verdicts) -> list[str]:
+    """What rows of judgements hold, in sentences."""
+    forms = " and ".join(plural(count, form) for form, count in told.forms)
+    said = [f"{forms} on {plural(told.completions, 'completion')} of {plural(told.prompts, 'prompt')}"]
+    if [size for size, _ in told.sizes] != [1]:
+        shown = ", ".join(f"{size} in {percent(count / told.judgements)}" for size, count in told.sizes[:8])
+        said.append(f"completions of a judgement: {shown}" + (" ..." if len(told.sizes) > 8 else ""))
+    nameless = f", and {plural(told.nameless, 'judgement')} without a name" if told.nameless else ""
+    raters = plural(told.raters, "rater") if told.raters else "no rater has a name"
+    said.append(f"{raters}{nameless}; {plural(told.shared, 'prompt')} judged by several people")
+    return said
+
+
+def measured(one: Measure) -> tuple[str, str]:
+    """A figure and its interval, as they are written: coefficients with two digits, shares as percent."""
+    if one.name in ("Krippendorff's alpha", "Kendall's W", "rank correlation", "alpha of the scores"):
+        return f"{one.value:.2f}", f"{one.low:.2f} to {one.high:.2f}"
+    return percent(one.value), f"{100 * one.low:.1f} to {100 * one.high:.1f} %"
 
 
 def talk_said(lesson: Lesson) -> list[str]:

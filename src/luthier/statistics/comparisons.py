@@ -242,11 +242,12 @@ def rater_agreement(pairs: Comparisons, *, resamples: int = 1000, level: float =
         mine = order[ends[number - 1] if number else 0 : ends[number]]
         if not met[mine].any():
             continue
-        share = _share(agree[mine], met[mine], pairs.prompt[mine], resamples=resamples, level=level, seed=seed)
         prompts = len(np.unique(pairs.prompt[mine][met[mine] > 0]))
-        if prompts < FEW or share.low == share.high:
-            # Resampling a handful of prompts that all say the same would show no doubt. A prompt counts as one verdict.
-            share = wilson(share.value * prompts, prompts, level)
+        share = wilson(float(agree[mine].sum() / met[mine].sum()) * prompts, prompts, level)
+        if prompts >= FEW:
+            over = _share(agree[mine], met[mine], pairs.prompt[mine], resamples=resamples, level=level, seed=seed)
+            # Resampling prompts that all say the same would show no doubt: a prompt then counts as one verdict.
+            share = share if over.low == over.high else over
         # Each meeting was counted from both sides.
         rest = met.sum() - 2 * met[mine].sum()
         others = float((agree.sum() - 2 * agree[mine].sum()) / rest) if rest > 0 else np.nan
