@@ -101,6 +101,7 @@ def test_every_word_is_in_the_reference() -> None:
     from luthier.engine.optimizer import SCHEDULES
     from luthier.evaluate.metrics import METRICS
     from luthier.methods import METHODS
+    from luthier.methods.reward import LOSSES as REWARD_LOSSES
     from luthier.methods.supervised import LOSSES
     from luthier.recipe import (
         Data,
@@ -108,6 +109,7 @@ def test_every_word_is_in_the_reference() -> None:
         HoldOut,
         Model,
         Recipe,
+        RewardSettings,
         Search,
         SftSettings,
         SupervisedSettings,
@@ -117,8 +119,8 @@ def test_every_word_is_in_the_reference() -> None:
     page = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
     keys = [
         key
-        for model in (Recipe, Model, Data, HoldOut, SupervisedSettings, SftSettings, FewshotSettings, Train, Search)
+        for model in (Recipe, Model, Data, HoldOut, SupervisedSettings, SftSettings, FewshotSettings, Train, Search, RewardSettings)
         for key in model.model_fields
     ]
-    for word in [*ADAPTERS, *METHODS, *LOSSES, *METRICS, *SCHEDULES, *keys]:
+    for word in [*ADAPTERS, *METHODS, *LOSSES, *REWARD_LOSSES, *METRICS, *SCHEDULES, *keys]:
         assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", page), word

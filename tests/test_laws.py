@@ -17,7 +17,8 @@ FILES = sorted(path for path in SOURCE.rglob("*.py"))
 ALWAYS = {"errors"}  # three exceptions and four exit codes; everyone may raise them
 
 RUN_FLOOR = {"run", "gather", "build", "frozen", "predict", "proofs", "record", "folder", "judge", "training", "families", "speak",
-             "talk", "chat", "judge_text", "together", "judges", "stages", "prompting", "prompted", "asked", "judge_prompted"}  # fmt: skip
+             "talk", "chat", "judge_text", "together", "judges", "stages", "prompting", "prompted", "asked",
+             "judge_prompted", "scored", "rated"}  # fmt: skip
 BELOW_RUN = {"recipe", "statistics", "data", "adapters", "models", "methods", "engine", "evaluate"}
 ABOVE_RUN = {"look", "new", "export", "runs", "show", "draft", "guess"}
 # floor -> what it may import of ours (and itself, and errors)

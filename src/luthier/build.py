@@ -84,7 +84,7 @@ def build(
     source = run_folder(recipe.model.name)
     unquantized(recipe, source)
     if source is not None:
-        backbone = _tuned(source)
+        _, backbone = saved.tuned_backbone(source)
     else:
         place = recipe.where("method", "layer")
         backbone = load.backbone(
@@ -149,18 +149,6 @@ def unquantized(recipe: Recipe, earlier: Path | None) -> None:
             f"model.quantize: {recipe.model.quantize} is for a pretrained model; {recipe.model.name!r} is a run.",
             where=recipe.where("model", "quantize"), hint="Leave it out, or export the run and name that folder.",
         )  # fmt: skip
-
-
-def _tuned(folder: Path) -> Any:
-    """The backbone of an adapter run with its adapter merged: the model that a later run starts from."""
-    from luthier.adapters import bridge
-
-    if saved.about(folder).family == "multitask":
-        from luthier.models import joint
-
-        return joint.trunk(folder, writes=False)[1]
-    model, _, _ = saved.read(folder)
-    return bridge.merged(model.backbone)
 
 
 def _dropout(base: load.Base, adapt: str) -> float:

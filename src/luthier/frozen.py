@@ -172,7 +172,7 @@ def _key(model: Any, kind: str, depth: int, shared: str, view: View, work: Work,
     else:
         sources += [heads.POOLINGS[model.pooling], TaskModel.inputs, TaskModel.features, type(model).states]
     return key(
-        weights=shared, configuration=_configuration(model), kind=kind, depth=depth, pooling=getattr(model, "pooling", ""),
+        weights=shared, configuration=configuration(model), kind=kind, depth=depth, pooling=getattr(model, "pooling", ""),
         rows=view.encoded.hash, pad=view.pad_id, precision=work.precision, device=work.device.type, attention=attention,
         limit=work.limit, overhead=work.overhead,
         torch=torch.__version__, transformers=transformers.__version__, cpu=torch.backends.cpu.get_cpu_capability(),
@@ -180,7 +180,7 @@ def _key(model: Any, kind: str, depth: int, shared: str, view: View, work: Work,
     )  # fmt: skip
 
 
-def _configuration(model: Any) -> dict[str, Any]:
+def configuration(model: Any) -> dict[str, Any]:
     """What the weights do not say: rotary base, epsilons, activation, windows."""
     config: Any = plain(model.backbone).config
     told: dict[str, Any] = config.to_dict()

@@ -106,10 +106,13 @@ def methods() -> str:
 
 def losses() -> str:
     """LOSSES: the objective of each task, as a pure function."""
+    from luthier.methods.reward import LOSSES as JUDGED
     from luthier.methods.supervised import LOSSES
 
     rows = [(task, function.__name__, first_line(function)) for task, function in LOSSES.items()]
-    return _listed("loss of each task of method: supervised", rows)
+    scores = [(name, first_line(function)) for name, function in JUDGED.items()]
+    parts = [_listed("loss of each task of method: supervised", rows), _listed("loss of method: reward", scores)]
+    return "\n\n".join(parts)
 
 
 def metrics() -> str:

@@ -24,14 +24,14 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from luthier.evaluate import measures, text
+from luthier.evaluate import measures, text, verdicts
 from luthier.evaluate.measures import label_counts
 from luthier.evaluate.outputs import TASKS, Outputs
 from luthier.evaluate.spans import is_chunked, overlaps
 from luthier.statistics.bootstrap import Interval, Measure, bootstrap_weighted, group_index, wilson
 
 Array = npt.NDArray[Any]
-Said = Outputs | text.Written
+Said = Outputs | text.Written | verdicts.Verdicts
 
 # Fewer resamples are drawn (200 at least) where rows x labels x resamples pass this: half a minute, and a
 # large set has narrow intervals anyway.
@@ -67,6 +67,7 @@ class ClassRow(TypedDict):
 
 CLASSIFY, MULTILABEL, REGRESS, TAG = (("classify",), ("multilabel",), ("regress",), ("tag",))
 WRITE = ("generate",)
+JUDGE = ("judge",)
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(
         CLASSIFY, measures.accuracy, True, "share of rows whose label is right", proportion=True
@@ -131,6 +132,21 @@ METRICS: dict[str, Metric] = {
     "rouge-l": Metric(
         WRITE, text.rouge_l, True, "mean F1 of the longest common subsequence of words; Lin 2004", needs_answers=True
     ),
+    "pair-accuracy": Metric(
+        JUDGE, verdicts.pair_accuracy, True,
+        "share of the pairs that a judgement sets apart whose better one has the higher score; interval over prompts",
+    ),
+    "kendall-tau": Metric(
+        JUDGE, verdicts.kendall_tau, True, "mean over judgements of Kendall's tau-b of scores and ranks; Kendall 1945"
+    ),
+    "pair-loss": Metric(
+        JUDGE, verdicts.pair_loss, False, "mean of -ln sigmoid(score of the better - score of the worse), in nats"
+    ),
+    "ece": Metric(
+        JUDGE, verdicts.calibration_error, False,
+        "mean distance of confidence and share right over 10 bins of the pairs; Naeini 2015",
+    ),
+    "judgement-loss": Metric(JUDGE, verdicts.judgement_loss, False, "mean of the objective over held-out judgements"),
 }  # fmt: skip
 
 
@@ -142,9 +158,10 @@ def default_metric(task: str, labels: Sequence[str] | None = None) -> str:
     """
     chosen = {
         "classify": "accuracy", "multilabel": "micro-f1", "regress": "r2", "tag": "entity-f1", "generate": "loss",
+        "judge": "pair-accuracy",
     }.get(task)  # fmt: skip
     if chosen is None:
-        raise ValueError(f"no metric for task {task!r}: expected one of {', '.join((*TASKS, *WRITE))}.")
+        raise ValueError(f"no metric for task {task!r}: expected one of {', '.join((*TASKS, *WRITE, *JUDGE))}.")
     return "token-accuracy" if task == "tag" and labels and not is_chunked(labels) else chosen
 
 
@@ -318,7 +335,7 @@ def load_metric(name: str) -> Metric:
         raise ValueError(f"metric {name!r}: {place} has no function {attribute!r}.{hint}")
     lines = (function.__doc__ or f"your own: {name}").strip().splitlines()
     return Metric(
-        (*TASKS, *WRITE), measures.plain(function), bool(getattr(function, "higher_is_better", True)), lines[0]
+        (*TASKS, *WRITE, *JUDGE), measures.plain(function), bool(getattr(function, "higher_is_better", True)), lines[0]
     )
 
 

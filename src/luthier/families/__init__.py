@@ -24,6 +24,7 @@ FAMILIES: dict[str, str] = {
     "language": "luthier.families.language",
     "multitask": "luthier.families.multitask",
     "fewshot": "luthier.families.fewshot",
+    "reward": "luthier.families.reward",
 }
 
 

@@ -50,9 +50,11 @@ class Judge(Protocol):
 # kind -> module:function (part, runs, device) -> Judge. A run's kind is the family that its model folder names.
 JUDGES: dict[str, str] = {
     "function": "luthier.judges.function:open_function",
+    "reward": "luthier.judges.reward:open_reward",
 }
 MEANS: dict[str, str] = {
     "function": "your own: module:function or file.py:function, called with prompts and completions",
+    "reward": "a run of method: reward, which scores each output alone",
 }
 
 

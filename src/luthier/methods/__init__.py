@@ -13,6 +13,7 @@ METHODS: dict[str, str] = {
     "sft": "luthier.methods.sft:Sft",
     "multitask": "luthier.methods.multitask:Multitask",
     "fewshot": "luthier.methods.fewshot:FewShot",
+    "reward": "luthier.methods.reward:Reward",
 }
 WRITTEN = ("text", "prompt,completion", "messages")  # kinds of rows that teach a model to write
 

@@ -43,6 +43,7 @@ class About:
         speech: of a language model, how its rows became tokens: kind of rows, train_on, template.
         tasks: of several tasks on one trunk, what joins each of them to it, by name.
         part: of one of them, the folder (from this one) that holds them all; its own holds no weights.
+        judging: of a model that scores or compares outputs: members, how they are combined, mean, deviation, temperature.
     """
 
     base: str
@@ -63,6 +64,7 @@ class About:
     quantize: str | None = None
     tasks: dict[str, dict[str, Any]] | None = None
     part: str | None = None
+    judging: dict[str, Any] | None = None
     format: int = 1
 
 
@@ -113,15 +115,27 @@ def plain(values: Mapping[str, Any]) -> About:
 
 def started_from(told: About) -> tuple[load.Base, nn.Module]:
     """The backbone that a run started from: a pretrained model, or an earlier run's with its adapter merged."""
-    if (Path(told.base) / ABOUT).is_file() and about(Path(told.base)).stores == "adapter":
-        if about(Path(told.base)).family == "multitask":
-            from luthier.models import joint
-
-            return joint.trunk(Path(told.base), writes=False)
-        earlier, _, base = read(Path(told.base))
-        return base, bridge.merged(earlier.backbone)
+    if (Path(told.base) / ABOUT).is_file() and about(Path(told.base)).stores != "model":
+        return tuned_backbone(Path(told.base))
     base = load.find(told.base, told.revision)
     return base, load.backbone(base, attention=told.attention, layer=told.layer, quantize=told.quantize)
+
+
+def tuned_backbone(folder: Path) -> tuple[load.Base, nn.Module]:
+    """The backbone of an earlier run, its adapter merged; of a run that writes, what lies below its output layer."""
+    if about(folder).family == "multitask":
+        from luthier.models import joint
+
+        return joint.trunk(folder, writes=False)
+    if about(folder).family != "language":
+        model, _, base = read(folder)
+        return base, bridge.merged(model.backbone)
+    from luthier.models import spoken
+
+    base, written = spoken.tuned(folder)
+    whole: Any = written
+    backbone: nn.Module = whole.get_encoder() if base.encoder_decoder else whole.base_model
+    return base, backbone
 
 
 def read(folder: Path) -> tuple[TaskModel, About, load.Base]:

@@ -36,12 +36,12 @@ class RewardSettings(RaterSettings):
     loss: Literal["bradley-terry", "plackett-luce", "all-pairs", "ordinal", "regression"] | None = Field(
         None,
         description="chosen by the rows when left out: bradley-terry for pairs, plackett-luce for rankings and choices, "
-        "regression for scores, ordinal for thumbs",
+        "regression for scores, ordinal for thumbs; all-pairs takes a ranking's pairs as one",
     )
     ties: Literal["breslow", "efron", "davidson", "half", "omit"] | None = Field(
         None,
         description="equal ranks under plackett-luce: breslow, efron (when left out) or davidson (a likelihood with learned "
-        "tie parameters); under all-pairs: half (when left out) or omit",
+        "tie parameters); under bradley-terry and all-pairs: half a win for each (when left out) or omit",
     )
     margin: Literal["use", "ignore"] = Field(
         "use", description="a column margin of pairs is the gap that bradley-terry asks for (Llama 2, equation 2)"
@@ -51,11 +51,6 @@ class RewardSettings(RaterSettings):
     )
     centring: AtLeastZero = Field(
         0.01, description="weight of the mean squared score, which keeps scores near zero (arXiv:2312.09244)"
-    )
-    order: Literal["together", "shuffled"] = Field(
-        "together",
-        description="together: judgements of one prompt stand in one step, so each completion is read once; shuffled: "
-        "anywhere (rankings then become single pairs under bradley-terry)",
     )
     ensemble: Several = Field(1, description="how many scores are learned beside each other in the one run")
     members: Literal["heads", "adapters"] = Field(

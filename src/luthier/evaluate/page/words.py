@@ -24,6 +24,7 @@ PERCENT = {
     "entity-recall",
     "token-accuracy",
     "exact-match",
+    "pair-accuracy",
 }
 NAMES = {
     "macro-f1": "macro F1",
@@ -44,6 +45,11 @@ NAMES = {
     "bits-per-character": "bits per character",
     "exact-match": "exact match",
     "rouge-l": "ROUGE-L",
+    "pair-accuracy": "accuracy on pairs",
+    "kendall-tau": "Kendall's tau",
+    "pair-loss": "log loss on pairs",
+    "ece": "calibration error",
+    "judgement-loss": "loss of a judgement",
 }
 PLAIN = ("mae", "rmse", "log-loss", "perplexity")  # three digits that count, whatever the size
 MISSING = "–"
