@@ -124,3 +124,13 @@ def test_every_word_is_in_the_reference() -> None:
     ]
     for word in [*ADAPTERS, *METHODS, *LOSSES, *REWARD_LOSSES, *METRICS, *SCHEDULES, *keys]:
         assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", page), word
+
+
+def test_every_word_of_policies_is_in_the_reference() -> None:
+    from luthier.methods.objectives import listwise, preference
+    from luthier.recipe import PreferenceSettings, RankingSettings, RoundSettings
+
+    page = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    keys = [key for model in (PreferenceSettings, RankingSettings, RoundSettings) for key in model.model_fields]
+    for word in [*preference.LOSSES, *listwise.LOSSES, *keys]:
+        assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", page), word

@@ -29,6 +29,7 @@ def tables() -> Iterator[tuple[str, str, str]]:
     from luthier.engine.optimizer import SCHEDULES
     from luthier.evaluate.metrics import METRICS
     from luthier.methods import METHODS
+    from luthier.methods.objectives import listwise, preference
     from luthier.methods.supervised import LOSSES
 
     yield from (("adapters", name, row.doc) for name, row in ADAPTERS.items())
@@ -37,6 +38,7 @@ def tables() -> Iterator[tuple[str, str, str]]:
     yield from (("sources", name, first_line(row)) for name, row in SOURCES.items())
     yield from (("schedules", name, first_line(row)) for name, row in SCHEDULES.items())
     yield from (("losses", name, row.__name__) for name, row in LOSSES.items())
+    yield from (("losses", name, first_line(row)) for name, row in {**preference.LOSSES, **listwise.LOSSES}.items())
     yield from (("methods", name, "") for name in METHODS)
 
 

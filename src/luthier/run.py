@@ -238,12 +238,14 @@ def plan_of(
     train = recipe.train
     per_epoch = -(-rows // train.batch_size)
     kind = recipe.adapt.kind
-    epochs = train.epochs or (ADAPTERS[kind].epochs if kind in ADAPTERS else 1)
+    usual: float = getattr(recipe.method, "passes", ADAPTERS[kind].epochs if kind in ADAPTERS else 1)
+    most: float = getattr(recipe.method, "most_passes", MOST_EPOCHS)
+    epochs = train.epochs or usual
     steps = train.steps or max(1, round(epochs * per_epoch))
     if (
         train.epochs is None and train.steps is None
     ):  # a small set needs more passes (Mosbach et al. 2021, arXiv:2006.04884)
-        steps = max(steps, min(FEWEST_STEPS, MOST_EPOCHS * per_epoch))
+        steps = max(steps, min(FEWEST_STEPS, round(most * per_epoch)))
     micro = train.micro_tokens or (16384 if device.type == "cuda" else 8192)
     return Plan(train.batch_size, micro, overhead(parameters, base, device), recipe.seed, steps / per_epoch, steps)
 

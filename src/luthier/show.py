@@ -106,13 +106,24 @@ def methods() -> str:
 
 def losses() -> str:
     """LOSSES: the objective of each task, as a pure function."""
+    from luthier.methods.objectives import listwise, preference
     from luthier.methods.reward import LOSSES as JUDGED
     from luthier.methods.supervised import LOSSES
 
     rows = [(task, function.__name__, first_line(function)) for task, function in LOSSES.items()]
     scores = [(name, first_line(function)) for name, function in JUDGED.items()]
     parts = [_listed("loss of each task of method: supervised", rows), _listed("loss of method: reward", scores)]
+    for title, table in (("preference", preference.LOSSES), ("ranking, learner: policy", listwise.LOSSES)):
+        lines = [(name, function.__name__, _wanted(function), first_line(function)) for name, function in table.items()]
+        parts.append(_listed(f"loss of method: {title}", lines))
     return "\n\n".join(parts)
+
+
+def _wanted(function: Callable[..., Any]) -> str:
+    """What a loss on the policy needs beside the policy's own log-probabilities."""
+    from luthier.methods.objectives import needs
+
+    return "no reference" if needs.reference_free(function) else "reference"
 
 
 def metrics() -> str:

@@ -119,7 +119,7 @@ def loop_of(case: Case, family: Family, saved_at: checkpoint.Checkpoint | None) 
     evaluate = family.evaluation(case)
     job, built, plan, precision = case.job, case.built, case.plan, case.precision
     train, kind = job.recipe.train, job.recipe.adapt.kind
-    lr = train.lr or default_lr(kind, built.base.width)
+    lr = train.lr or default_lr(kind, built.base.width) * getattr(case.teach, "rate", 1.0)
     head_lr = train.head_lr or (max(lr, ADAPTERS[kind].head_lr) if kind != "head" else lr)
     decay = ADAPTERS[kind].decay if train.weight_decay is None else train.weight_decay
     groups = optimizer.groups(built.model, lr, decay, {"head.": head_lr})

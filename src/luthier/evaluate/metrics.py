@@ -24,14 +24,14 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from luthier.evaluate import measures, text, verdicts
+from luthier.evaluate import measures, preferred, text, verdicts
 from luthier.evaluate.measures import label_counts
 from luthier.evaluate.outputs import TASKS, Outputs
 from luthier.evaluate.spans import is_chunked, overlaps
 from luthier.statistics.bootstrap import Interval, Measure, bootstrap_weighted, group_index, wilson
 
 Array = npt.NDArray[Any]
-Said = Outputs | text.Written | verdicts.Verdicts
+Said = Outputs | text.Written | verdicts.Verdicts | preferred.Preferred
 
 # Fewer resamples are drawn (200 at least) where rows x labels x resamples pass this: half a minute, and a
 # large set has narrow intervals anyway.
@@ -67,7 +67,7 @@ class ClassRow(TypedDict):
 
 CLASSIFY, MULTILABEL, REGRESS, TAG = (("classify",), ("multilabel",), ("regress",), ("tag",))
 WRITE = ("generate",)
-JUDGE = ("judge",)
+JUDGE, PREFER = ("judge",), ("prefer",)
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(
         CLASSIFY, measures.accuracy, True, "share of rows whose label is right", proportion=True
@@ -119,7 +119,9 @@ METRICS: dict[str, Metric] = {
         TAG, measures.entities(("hit",), ("gold",)), True, "share of the true entities that are found"
     ),
     "token-accuracy": Metric(TAG, measures.token_accuracy, True, "share of tokens whose tag is right"),
-    "loss": Metric(WRITE, text.loss, False, "mean of -ln p over the learned tokens, in nats"),
+    "loss": Metric(
+        WRITE + PREFER, text.loss, False, "mean of -ln p over the learned tokens, in nats; of preferences the method's own loss"
+    ),
     "perplexity": Metric(WRITE, text.perplexity, False, "exp of the loss; Jelinek 1977"),
     "bits-per-character": Metric(
         WRITE, text.bits_per_character, False,
@@ -133,9 +135,15 @@ METRICS: dict[str, Metric] = {
         WRITE, text.rouge_l, True, "mean F1 of the longest common subsequence of words; Lin 2004", needs_answers=True
     ),
     "pair-accuracy": Metric(
-        JUDGE, verdicts.pair_accuracy, True,
-        "share of the pairs that a judgement sets apart whose better one has the higher score; interval over prompts",
+        JUDGE + PREFER, preferred.pairs_right(verdicts.pair_accuracy), True,
+        "share of the pairs that a judgement sets apart whose better one has the higher score (of a policy: the higher "
+        "implicit reward, equal ones half); interval over prompts",
     ),
+    "reward-margin": Metric(
+        PREFER, preferred.reward_margin, True, "mean gap of implicit rewards between better and worse answers, in nats"
+    ),
+    "chosen": Metric(PREFER, preferred.chosen, True, "log-probability of the better answers, in nats an answer"),
+    "rejected": Metric(PREFER, preferred.rejected, False, "log-probability of the worse answers, in nats an answer"),
     "kendall-tau": Metric(
         JUDGE, verdicts.kendall_tau, True, "mean over judgements of Kendall's tau-b of scores and ranks; Kendall 1945"
     ),
@@ -158,10 +166,10 @@ def default_metric(task: str, labels: Sequence[str] | None = None) -> str:
     """
     chosen = {
         "classify": "accuracy", "multilabel": "micro-f1", "regress": "r2", "tag": "entity-f1", "generate": "loss",
-        "judge": "pair-accuracy",
+        "judge": "pair-accuracy", "prefer": "pair-accuracy",
     }.get(task)  # fmt: skip
     if chosen is None:
-        raise ValueError(f"no metric for task {task!r}: expected one of {', '.join((*TASKS, *WRITE, *JUDGE))}.")
+        raise ValueError(f"no metric for task {task!r}: expected one of {', '.join((*TASKS, *WRITE, *JUDGE, *PREFER))}.")
     return "token-accuracy" if task == "tag" and labels and not is_chunked(labels) else chosen
 
 
@@ -335,7 +343,7 @@ def load_metric(name: str) -> Metric:
         raise ValueError(f"metric {name!r}: {place} has no function {attribute!r}.{hint}")
     lines = (function.__doc__ or f"your own: {name}").strip().splitlines()
     return Metric(
-        (*TASKS, *WRITE, *JUDGE), measures.plain(function), bool(getattr(function, "higher_is_better", True)), lines[0]
+        (*TASKS, *WRITE, *JUDGE, *PREFER), measures.plain(function), bool(getattr(function, "higher_is_better", True)), lines[0]
     )
 
 

@@ -25,6 +25,7 @@ FAMILIES: dict[str, str] = {
     "multitask": "luthier.families.multitask",
     "fewshot": "luthier.families.fewshot",
     "reward": "luthier.families.reward",
+    "preference": "luthier.families.preference",
 }
 
 

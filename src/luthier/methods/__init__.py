@@ -14,6 +14,8 @@ METHODS: dict[str, str] = {
     "multitask": "luthier.methods.multitask:Multitask",
     "fewshot": "luthier.methods.fewshot:FewShot",
     "reward": "luthier.methods.reward:Reward",
+    "preference": "luthier.methods.preference:Preference",
+    "ranking": "luthier.methods.ranking:PolicyRanking",
 }
 WRITTEN = ("text", "prompt,completion", "messages")  # kinds of rows that teach a model to write
 

@@ -63,7 +63,7 @@ class Sft(SftSettings):
     def speech(self, max_length: int, encoder_decoder: bool, on_bad_row: str = "error") -> Speech:
         """How rows become tokens."""
         overflow = self.overflow or "split"  # a text is split, other rows are cut
-        return Speech(max_length, self.train_on, overflow, _template(self.template), encoder_decoder, on_bad_row=on_bad_row)
+        return Speech(max_length, self.train_on, overflow, template_text(self.template), encoder_decoder, on_bad_row=on_bad_row)
 
     def collate(self, view: TextView, ids: np.ndarray, schema: Lesson, form: str = "rows") -> Batch:
         """Rows as the model reads them, with what it should write."""
@@ -74,7 +74,7 @@ class Sft(SftSettings):
         return Objective()
 
 
-def _template(name: str | None) -> str | None:
+def template_text(name: str | None) -> str | None:
     """A built-in name stays a name; a file is read."""
     if name is None or not name.endswith((".jinja", ".jinja2", ".j2")):
         return name

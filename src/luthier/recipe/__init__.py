@@ -23,6 +23,7 @@ from luthier.recipe.adapt import (
 from luthier.recipe.fewshot import FewshotSettings, SetFitSettings
 from luthier.recipe.fields import Settings
 from luthier.recipe.judged import Judgements
+from luthier.recipe.judged_policy import PolicySettings, PreferenceSettings, RankingSettings, RoundSettings
 from luthier.recipe.judged_reward import ComparatorSettings, RaterSettings, RewardSettings
 from luthier.recipe.multitask import Balance, Mix, MultitaskSettings, TaskSettings
 from luthier.recipe.read import changed, read, write
@@ -33,7 +34,8 @@ from luthier.recipe.stages import Stage, Stages, read_any
 __all__ = [
     "Adapt", "Balance", "BitFit", "Bottleneck", "ComparatorSettings", "Data", "Dora", "FewshotSettings", "Full",
     "Head", "HoldOut", "Ia3", "Judgements", "LastN", "Lora", "LowRank", "Mix", "Model", "MultitaskSettings", "Norm",
-    "Nothing", "PTuning", "Peft", "Pissa", "Prefix", "Prompt", "RaterSettings", "Recipe", "RewardSettings", "RsLora",
-    "Search", "SetFitSettings", "Settings", "SftSettings", "Stage", "Stages", "SupervisedSettings", "TaskSettings",
-    "Train", "changed", "read", "read_any", "write",
+    "Nothing", "PTuning", "Peft", "Pissa", "PolicySettings", "PreferenceSettings", "Prefix", "Prompt",
+    "RankingSettings", "RaterSettings", "Recipe", "RewardSettings", "RoundSettings", "RsLora", "Search",
+    "SetFitSettings", "Settings", "SftSettings", "Stage", "Stages", "SupervisedSettings", "TaskSettings", "Train",
+    "changed", "read", "read_any", "write",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from luthier.recipe.adapt import Adapt
 from luthier.recipe.data import Data, HoldOut
 from luthier.recipe.fewshot import FewshotSettings
 from luthier.recipe.fields import Count, Rate, Settings, Share, named
+from luthier.recipe.judged_policy import PreferenceSettings, RankingSettings
 from luthier.recipe.judged_reward import RewardSettings
 from luthier.recipe.multitask import MultitaskSettings
 from luthier.recipe.search import Search
@@ -89,7 +90,11 @@ def _method(value: Any) -> Any:
 
 
 Method = Annotated[
-    Annotated[SupervisedSettings | SftSettings | MultitaskSettings | FewshotSettings | RewardSettings, Field(discriminator="kind")],
+    Annotated[
+        SupervisedSettings | SftSettings | MultitaskSettings | FewshotSettings | RewardSettings | PreferenceSettings
+        | RankingSettings,
+        Field(discriminator="kind"),
+    ],
     BeforeValidator(_method),
 ]
 
