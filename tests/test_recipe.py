@@ -43,7 +43,7 @@ def file_of(tmp_path: Path, text: str) -> Path:
         ("train: {epochs: 1, steps: 5}\n", None, ["epochs and steps"]),
         ("method: {kind: supervised, task: classification}\n", 5, ["classification", "classify"]),
         ("method: {kind: supervised, poling: mean}\n", 5, ["poling", "pooling"]),
-        ("method: preferences\n", 5, ["preferences", "supervised"]),
+        ("method: preferences\n", 5, ["preferences", "preference"]),
         ("quantize: nf4\n", 5, ["quantize", "Known here"]),
     ],
 )  # fmt: skip
