@@ -15,7 +15,7 @@ from luthier.folder import last_stage
 from luthier.models import belongs, load, saved
 from luthier.models.heads import Head, TaskModel
 from luthier.models.saved import About, weights_hash
-from luthier.recipe import Recipe, SupervisedSettings
+from luthier.recipe import Recipe, SetFitSettings, SupervisedSettings
 
 # With these poolings the architecture's own class can express the head, and `export` writes that class.
 OWN_HIDDEN = {
@@ -79,7 +79,7 @@ def build(
         UserError: for a combination that means nothing.
     """
     adapter, options, settings = ADAPTERS[recipe.adapt.kind], recipe.adapt, recipe.method
-    assert isinstance(settings, SupervisedSettings)
+    assert isinstance(settings, SupervisedSettings | SetFitSettings)
     pooling = "none" if task == "tag" else settings.pooling or default_pooling(base, recipe.adapt.kind)
     source = run_folder(recipe.model.name)
     unquantized(recipe, source)

@@ -167,9 +167,13 @@ def _own(name: str) -> metrics.Metric:
 
 def _without_tuning(tuned: Tuned, view: View, cache: Cache, quiet: bool) -> dict[str, Any]:
     """The majority, bag-of-words, and the base with only a new last layer, all from the run's own training rows."""
+    from luthier.families import setfit
     from luthier.gather import gather
 
-    train = gather(tuned.recipe, cache.rows).splits["train"]
+    train, pairs = gather(tuned.recipe, cache.rows).splits["train"], tuned.recipe.method.kind == "setfit"
+    if pairs:
+        few = tuned.view(train, cache.rows, goals=True)
+        train = train.take(setfit.kept(few, method_of(tuned.recipe.method), tuned.recipe.seed)[0])
     goals: Any
     targets: Any
     if tuned.schema.task == "regress":
@@ -185,7 +189,12 @@ def _without_tuning(tuned: Tuned, view: View, cache: Cache, quiet: bool) -> dict
         tuned.schema.task, texts, goals[: len(texts)], texts_for_baselines(view.rows, 2**62), targets,
         list(tuned.schema.labels) or None, tuned.recipe.seed,
     )  # fmt: skip
-    if tuned.about.adapt != "head":
+    if pairs:
+        bare = setfit.without_pairs(
+            tuned.about, method_of(tuned.recipe.method), tuned.view(train, cache.rows, goals=True), tuned.runner
+        )
+        made["base"] = outputs(tuned.schema, view, logits(bare, view, tuned.runner, "base"))
+    elif tuned.about.adapt != "head":
         probe = probe_of(tuned, cache, quiet)
         made["base"] = outputs(tuned.schema, view, logits(probe.model, view, tuned.runner, "base"))
     return made

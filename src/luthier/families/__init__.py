@@ -26,6 +26,7 @@ FAMILIES: dict[str, str] = {
     "fewshot": "luthier.families.fewshot",
     "reward": "luthier.families.reward",
     "preference": "luthier.families.preference",
+    "setfit": "luthier.families.setfit",
 }
 
 

@@ -16,6 +16,7 @@ METHODS: dict[str, str] = {
     "reward": "luthier.methods.reward:Reward",
     "preference": "luthier.methods.preference:Preference",
     "ranking": "luthier.methods.ranking:PolicyRanking",
+    "setfit": "luthier.methods.setfit:SetFit",
 }
 WRITTEN = ("text", "prompt,completion", "messages")  # kinds of rows that teach a model to write
 

@@ -56,7 +56,8 @@ def similarity(items: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """(items, pool) cosines of features from which the pool's mean is taken: what all texts have in common tells nothing."""
     centre = pool.mean(0)
     one, two = (_unit(np.asarray(side, dtype=np.float64) - centre) for side in (items, pool))
-    return one @ two.T
+    found: np.ndarray = one @ two.T
+    return found
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -64,14 +64,20 @@ class FewshotSettings(Settings):
 
 
 class SetFitSettings(Settings):
-    """Sentence pairs move the backbone, then a head is fitted on it (SetFit, Tunstall et al. 2022, arXiv:2209.11055)."""
+    """Pairs of texts move the backbone, then a head is fitted on it (SetFit, Tunstall et al. 2022, arXiv:2209.11055)."""
 
     kind: Literal["setfit"]
-    shots: Count | None = Field(None, description="rows of each class that are learned from; all when left out")
-    pairs: Count = Field(20, description="pairs of one class, and as many of two, for each row")
-    pair_rate: Rate = Field(1.0, description="passes over the pairs")
-    strength: Rate = Field(1.0, description="inverse penalty of the logistic head's weights (scikit-learn's C)")
-    pooling: Literal["mean", "cls", "last"] | None = Field(
-        None, description="how token states become one vector; their mean"
+    passes: ClassVar[float] = 1.0  # over the pairs, where the recipe names neither steps nor epochs; few rows get no more
+    most_passes: ClassVar[float] = 1.0
+
+    shots: Count | None = Field(
+        None, description="labelled rows of each class that are learned from; all of them when left out"
     )
-    layer: int = Field(-1, description="which block's output is read: -1 the last; blocks above it are dropped")
+    pairs: Count = Field(20, description="for each row, pairs with its own class, and as many with others")
+    strength: Rate = Field(1.0, description="of the logistic head: the inverse of the penalty on its weights (C)")
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        None, description="how token states become one vector: their mean, the first token's, the last token's"
+    )
+    layer: int = Field(
+        -1, description="which block's output is read: -1 the last, 4 the fourth; blocks above it are dropped"
+    )

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from luthier.recipe.adapt import Adapt
 from luthier.recipe.data import Data, HoldOut
-from luthier.recipe.fewshot import FewshotSettings
+from luthier.recipe.fewshot import FewshotSettings, SetFitSettings
 from luthier.recipe.fields import Count, Rate, Settings, Share, named
 from luthier.recipe.judged_policy import PreferenceSettings, RankingSettings
 from luthier.recipe.judged_reward import RewardSettings
@@ -91,8 +91,8 @@ def _method(value: Any) -> Any:
 
 Method = Annotated[
     Annotated[
-        SupervisedSettings | SftSettings | MultitaskSettings | FewshotSettings | RewardSettings | PreferenceSettings
-        | RankingSettings,
+        SupervisedSettings | SftSettings | MultitaskSettings | FewshotSettings | SetFitSettings | RewardSettings
+        | PreferenceSettings | RankingSettings,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_method),
