@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from luthier.evaluate.page import account, sections, writing
+from luthier.evaluate.page import account, policies, sections, writing
 from luthier.evaluate.page.sections import Run
 from luthier.evaluate.page.style import STYLE
 from luthier.evaluate.page.words import headline, is_number, is_written, part, plain, shown, split_of, verdict, who
@@ -27,6 +27,7 @@ POINTS = 2000  # dots in the scatter
 Part = Callable[[Run], str]
 LABELLED: tuple[Part, ...] = (sections.metrics, sections.per_class, sections.examples)
 WRITTEN: tuple[Part, ...] = (writing.metrics, writing.samples, writing.rows)
+TAUGHT: tuple[Part, ...] = (sections.metrics, policies.went, policies.rounds, writing.samples, policies.mistaken)
 PARTS: tuple[Part, ...] = (account.curves, account.what, account.cost, account.proofs, account.surroundings)
 
 
@@ -148,6 +149,8 @@ def _first(heap: list[tuple[float, int, Mapping[str, Any]]]) -> list[Mapping[str
 def how_wrong(line: Mapping[str, Any]) -> float | None:
     """How wrong a row is, None if it is right: distance, share of wrong tags, confidence, else loss."""
     target, said = line.get("target"), line.get("prediction")
+    if is_number(line.get("margin")) and is_number(line.get("right")):  # of a judgement
+        return -float(line["margin"]) if line["right"] < 0.5 else None
     if target is None or said is None or target == said:
         return None
     if is_number(target) and is_number(said) and "confidence" not in line:
@@ -208,7 +211,8 @@ def render(run: Run) -> str:
     """The whole page."""
     record = run.record
     title = plain(f"{record.get('name') or who(record)}: Luthier report")
-    parts = (*(WRITTEN if is_written(record) else LABELLED), *PARTS)
+    own = WRITTEN if is_written(record) else TAUGHT if policies.is_taught(record) else LABELLED
+    parts = (*own, *PARTS)
     body = top(run) + "".join(guarded(build, run) for build in parts)
     made = f"Written by Luthier {shown(record['luthier'])}." if record.get("luthier") else "Written by Luthier."
     return PAGE.format(policy=POLICY, title=title, style=STYLE, body=body, made=made)

@@ -109,9 +109,9 @@ def _start(head: RewardHead, lesson: Lesson) -> None:
 
 def speech_of(max_length: int, template: str | None, on_bad_row: str = "error") -> Speech:
     """How prompts and outputs become tokens."""
-    from luthier.methods.sft import _template
+    from luthier.methods.sft import template_text
 
-    return Speech(max_length, overflow="truncate", template=_template(template), on_bad_row=on_bad_row)
+    return Speech(max_length, overflow="truncate", template=template_text(template), on_bad_row=on_bad_row)
 
 
 def reader_of(base: Base) -> str:

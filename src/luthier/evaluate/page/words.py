@@ -273,6 +273,8 @@ def baseline_name(record: Record, name: str) -> str:
     """The baseline's name: of numbers the constant guess is the mean, not a majority."""
     if name == "base" and is_written(record):
         return "base, untuned"
+    if part(record, "method", "task") == "prefer":
+        return {"base": "the base's own likelihood", "longer": "the longer answer"}.get(name, name)
     return "the mean" if name == "majority" and part(record, "method", "task") == "regress" else name
 
 
