@@ -20,7 +20,7 @@ RUN_FLOOR = {"run", "gather", "build", "frozen", "predict", "proofs", "record", 
              "talk", "chat", "judge_text", "together", "judges", "stages", "prompting", "prompted", "asked",
              "judge_prompted", "scored", "rated", "policy"}  # fmt: skip
 BELOW_RUN = {"recipe", "statistics", "data", "adapters", "models", "methods", "engine", "evaluate"}
-ABOVE_RUN = {"look", "new", "export", "runs", "show", "draft", "guess"}
+ABOVE_RUN = {"look", "new", "rank", "export", "runs", "show", "draft", "guess"}
 # floor -> what it may import of ours (and itself, and errors)
 MAY: dict[str, set[str]] = {
     "recipe": set(),

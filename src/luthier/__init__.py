@@ -22,11 +22,12 @@ _PUBLIC = {
     "look": "luthier.api",
     "new": "luthier.api",
     "predict": "luthier.api",
+    "rank": "luthier.api",
     "tune": "luthier.api",
 }
 __all__ = [
     "Recipe", "RecipeError", "Result", "UserError", "__version__", "evaluate", "export", "generate", "look", "new",
-    "predict", "tune",
+    "predict", "rank", "tune",
 ]  # fmt: skip
 
 

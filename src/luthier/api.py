@@ -75,6 +75,13 @@ def export(
     return verb(str(run), None if to is None else Path(to), form, Path(runs), push=push, public=public)
 
 
+def rank(source: str | Path, *, rater: str | None = None, to: str | Path | None = None, runs: str | Path = DEFAULT_RUNS) -> Path:
+    """Judge outputs blind, in a notebook or a terminal. See `luthier.rank.rank`."""
+    from luthier.rank import rank as verb
+
+    return verb(str(source), rater=rater, to=None if to is None else Path(to), runs=Path(runs))
+
+
 def look(recipe: str | Path | Mapping[str, Any]) -> Any:
     """What the model will see. See `luthier.look.inspect`."""
     from luthier.look import inspect

@@ -192,6 +192,23 @@ def chat(
 
 
 @app.command()
+def rank(
+    source: Annotated[str, typer.Argument(help="file with several outputs to a prompt, or a run: it is sampled first")],
+    rater: Annotated[str | None, typer.Option(help="who judges; your user name when left out")] = None,
+    to: Annotated[Path | None, typer.Option(help=".jsonl that is added to; beside the source when left out")] = None,
+    each: Annotated[int | None, typer.Option(help="leave out prompts that so many people have judged")] = None,
+    show: Annotated[int, typer.Option(help="most outputs shown at once")] = 6,
+    samples: Annotated[int, typer.Option(help="of a run: outputs to a prompt")] = 4,
+    prompts: Annotated[int, typer.Option(help="of a run: how many of its held-out prompts")] = 40,
+    runs: Runs = RUNS,
+) -> None:
+    """Judge outputs blind: type 2>1=3, a choice, skip, undo, leave and come back; several people at once on one file."""
+    from luthier.rank import rank as verb
+
+    verb(source, rater=rater, to=to, each=each, show=show, samples=samples, prompts=prompts, runs=runs)
+
+
+@app.command()
 def export(
     run: Annotated[str, typer.Argument(help="run: name or folder")],
     to: Annotated[Path | None, typer.Option(help="folder; runs/<name>/export when left out")] = None,

@@ -1,10 +1,11 @@
-"""One cell of a row as what its column asks for: a text, a name, a list."""
+"""One cell of a row as what its column asks for: a text, a name, a list; and a text of others made safe to show."""
 
 from __future__ import annotations
 
 import ast
 import json
 import math
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,3 +82,24 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def is_hidden(one: str) -> bool:
+    """Whether a character draws nothing of its own: control, format, private, and the blank Hangul filler."""
+    if one in "\n\t":
+        return False
+    return unicodedata.category(one) in ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp") or one == "\u3164"
+
+
+def visible(raw: str) -> str:
+    """Text of others on a line of ours: hidden characters by number, so that none turns or clears the line."""
+    return "".join(_visible(one) for one in raw)
+
+
+def _visible(one: str) -> str:
+    if one == "\n":
+        return "↵"
+    if one == "\t":
+        return "⇥"
+    strange_space = unicodedata.category(one) == "Zs" and one not in " \u3000"
+    return f"⟨U+{ord(one):04X}⟩" if is_hidden(one) or strange_space else one

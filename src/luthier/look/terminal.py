@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from luthier.data.cells import visible
 from luthier.look.found import MOST, Drawn, Finding, Histogram, Lesson, Look, Piece, Verdicts
 from luthier.look.texts import percent
 from luthier.look.words import (
@@ -25,7 +26,6 @@ from luthier.look.words import (
     spaced,
     spreads,
     talk_said,
-    visible,
 )
 
 MARKS = {"bad": "✗", "warn": "!", "note": "·", "good": "✓"}

@@ -6,6 +6,7 @@ import html
 import unicodedata
 from pathlib import PurePath
 
+from luthier.data.cells import visible
 from luthier.evaluate.page.pictures import svg
 from luthier.evaluate.page.pictures import text as word
 from luthier.evaluate.page.sections import section
@@ -26,7 +27,6 @@ from luthier.look.words import (
     pooled,
     spreads,
     talk_said,
-    visible,
 )
 
 OWN = """

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from luthier.data.cells import visible
 from luthier.evaluate.page.pictures import short as tick
-from luthier.evaluate.page.words import is_hidden
 from luthier.look.found import Histogram, Lesson, Marks, Measure, Padding, Split, Spread, Verdicts
 from luthier.look.texts import percent, plural
-
-
-def visible(raw: str) -> str:
-    """Text of others on a line of ours: hidden characters by number, so that none turns or clears the line."""
-    return "".join(_visible(one) for one in raw)
-
-
-def _visible(one: str) -> str:
-    if one == "\n":
-        return "↵"
-    if one == "\t":
-        return "⇥"
-    strange_space = unicodedata.category(one) == "Zs" and one not in " \u3000"
-    return f"⟨U+{ord(one):04X}⟩" if is_hidden(one) or strange_space else one
 
 
 def spaced(raw: str) -> str:

@@ -68,14 +68,14 @@ def pair(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
 
 def ranking(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
     """completions with the rank of each."""
-    given, said = _several(row)
+    given, said = offered(row)
     values = _numbers(row.get("ranks"), "ranks", len(said))
     return _row(given, said, "ranking", _below(values, row), row)
 
 
 def choice(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
     """completions and the index of the preferred one, of several equal firsts, or none."""
-    given, said = _several(row)
+    given, said = offered(row)
     picked = _picked(row.get("choice"), said)
     values: list[float | None] = [1.0 if at in picked else math.inf for at in range(len(said))]
     return _row(given, said, "choice", values if picked else [None] * len(said), row)
@@ -83,13 +83,13 @@ def choice(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
 
 def scores(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
     """completions with the score of each."""
-    given, said = _several(row)
+    given, said = offered(row)
     return _row(given, said, "score", _numbers(row.get("scores"), "scores", len(said)), row)
 
 
 def carried(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
     """completions that are mappings with their own rank or score, as UltraFeedback's."""
-    given, said = _several(row)
+    given, said = offered(row)
     cells = _listed(row.get("completions"), "completions")
     for keys, form in ((RANKS, "ranking"), (SCORES, "score")):
         key = next((key for key in keys if all(isinstance(cell, Mapping) and key in cell for cell in cells)), None)
@@ -139,7 +139,7 @@ def _prompt(row: Mapping[str, Any]) -> Asked:
     return given
 
 
-def _several(row: Mapping[str, Any]) -> tuple[Asked, list[str]]:
+def offered(row: Mapping[str, Any]) -> tuple[Asked, list[str]]:
     """The prompt and its completions."""
     cells = _listed(row.get("completions"), "completions")
     if not FEWEST <= len(cells) <= MOST:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TypeGuard
 
+from luthier.data.cells import is_hidden
 from luthier.evaluate.metrics import METRICS
 
 Record = Mapping[str, Any]
@@ -85,13 +86,6 @@ def character(one: str) -> str:
     name = f"U+{ord(one):04X}"
     title = html.escape(unicodedata.name(one, "").lower())
     return f'<span class="hidden" title="{name} {title}">{name}</span>'
-
-
-def is_hidden(one: str) -> bool:
-    """Whether a character draws nothing of its own: control, format, private, and the blank Hangul filler."""
-    if one in "\n\t":
-        return False
-    return unicodedata.category(one) in ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp") or one == "\u3164"
 
 
 def is_number(value: object) -> TypeGuard[float]:
