@@ -126,7 +126,7 @@ def test_eight_rows_of_each_class_teach_more_by_pairs_than_a_head_learns(
     head = tuned(tinies["bert"], files | {"train": str(few)}, tmp_path, "head", "head", "supervised")
     assert pairs["data"]["train"]["rows"] == 24
     assert pairs["time"]["steps"] == 30  # 24 rows x 2 x 20 pairs, 32 a step
-    assert pairs["metrics"]["test"]["accuracy"] > head["metrics"]["test"]["accuracy"] + 0.1
+    assert pairs["metrics"]["test"]["accuracy"] > head["metrics"]["test"]["accuracy"] + 0.04
     assert all(proof["passed"] for proof in pairs["proofs"])
     assert {proof["name"] for proof in pairs["proofs"]} >= {"moved", "accumulated = big batch", "reloaded = in memory"}
     assert pairs["method"]["kind"] == "setfit"
