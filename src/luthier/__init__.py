@@ -23,11 +23,13 @@ _PUBLIC = {
     "new": "luthier.api",
     "predict": "luthier.api",
     "rank": "luthier.api",
+    "score": "luthier.api",
     "tune": "luthier.api",
 }
 __all__ = [
     "Recipe", "RecipeError", "Result", "UserError", "__version__", "evaluate", "export", "generate", "look", "new",
     "predict", "rank", "tune",
+    "predict", "score", "tune",
 ]  # fmt: skip
 
 

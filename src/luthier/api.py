@@ -44,7 +44,8 @@ def generate(
     run: str | Path, prompts: Any = None, *, file: str | None = None, to: str | Path | None = None, samples: int = 1,
     temperature: float | None = None, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, max_new_tokens: int = 64,
     stop: Sequence[str] = (), seed: int = 0, system: str | None = None, template: str | None = None,
-    chat: bool | None = None, thinking: bool = False, base: bool = False, runs: str | Path = DEFAULT_RUNS,
+    chat: bool | None = None, thinking: bool = False, base: bool = False, best: str | None = None,
+    runs: str | Path = DEFAULT_RUNS,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What a run, a model folder, a hub id or "pocket" writes. See `luthier.talk.generate`.
 
@@ -53,6 +54,7 @@ def generate(
     Args:
         prompts: one or several: a text, a list of messages, or a row with a column prompt or messages.
         temperature: 0, or 1 for several samples, where left out.
+        best: a judge; of several samples only the one that it scores highest is given.
     """
     from luthier import talk
     from luthier.models.sampling import Sampling
@@ -61,8 +63,21 @@ def generate(
     sampling = Sampling(max_new_tokens, heat, top_p, top_k, min_p, tuple(stop), seed, samples)
     return talk.generate(
         run, prompts, file=file, to=None if to is None else Path(to), sampling=sampling, base=base, template=template,
-        chats=chat, system=system, thinking=thinking, runs=Path(runs), quiet=True,
+        chats=chat, system=system, thinking=thinking, runs=Path(runs), quiet=True, best=best,
     )  # fmt: skip
+
+
+def score(
+    judge: str | Mapping[str, float], data: str | Sequence[Mapping[str, Any]], *, to: str | Path | None = None,
+    runs: str | Path = DEFAULT_RUNS,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What a judge makes of outputs: a reward run, a comparator, your own function, or a weighted sum. See `luthier.score.score`.
+
+    >>> luthier.score("runs/reward", [{"prompt": "Hello", "completions": ["Hi!", "Go away."]}])  # doctest: +SKIP
+    """
+    from luthier.score import score as verb
+
+    return verb(judge, data, None if to is None else Path(to), Path(runs), quiet=True)
 
 
 def export(

@@ -151,6 +151,7 @@ def generate(
     template: ChatTemplate = None,
     thinking: Thinking = False,
     base: BaseOnly = False,
+    best: Annotated[str | None, typer.Option(help="a judge: of several answers only the one that it scores highest")] = None,
     runs: Runs = RUNS,
 ) -> None:
     """What a model writes: one prompt in, its answer out; or a file of prompts in, a file of answers out."""
@@ -163,8 +164,21 @@ def generate(
     sampling = Sampling(max_new_tokens, heat, top_p, top_k, min_p, tuple(stop), seed, samples)
     verb(
         run, prompt, file=file, to=to, sampling=sampling, base=base, template=template, chats=as_chat, system=system,
-        thinking=thinking, runs=runs,
+        thinking=thinking, runs=runs, best=best,
     )  # fmt: skip
+
+
+@app.command()
+def score(
+    judge: Annotated[str, typer.Argument(help="a run that judges, file.py:function, or 0.7*run + 0.3*file.py:function")],
+    file: Annotated[str, typer.Argument(help="prompt with completions, completion, or chosen and rejected")],
+    to: Annotated[Path | None, typer.Option(help=".csv or .jsonl; on the screen when left out")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """What a judge makes of the outputs in a file: every row with its scores, the best, and where an ensemble disagrees."""
+    from luthier.score import score as verb
+
+    verb(judge, file, to, runs)
 
 
 @app.command()

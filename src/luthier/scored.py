@@ -182,7 +182,7 @@ def freeze(model: RewardModel, views: dict[str, Any], work: frozen.Work, epochs:
     shapes = {name: (view.judged.completions, model.width) for name, view in views.items()}
     size = sum(4 * rows * columns for rows, columns in shapes.values())
     names = {name: _key(model, view, work) for name, view in views.items()}
-    tokens = sum(int(view.lengths.sum()) for view in views.values())
+    tokens = sum(int(view.apart.sum()) for view in views.values())
     hit = all(work.cache.has(name) for name in names.values())
     pays = hit if decided is None else decided
     if not hit and decided is None:
@@ -216,13 +216,13 @@ def _key(model: RewardModel, view: JudgedView, work: frozen.Work) -> str:
 
 def _seconds(model: RewardModel, view: JudgedView, work: frozen.Work) -> float:
     """Of one token, timed on a few completions of middling length."""
-    order = np.argsort(view.lengths, kind="stable")
+    order = np.argsort(view.apart, kind="stable")
     ids = np.sort(order[len(order) // 2 :][: min(8, 1 + len(order) // 100)])
     model.eval()
     for count in (ids[:1], ids):  # what the first call sets up is not counted
         started = time.perf_counter()
         _states(model, view.texts(view.picked(count)), work)
-    return (time.perf_counter() - started) / max(1, int(view.lengths[ids].sum()))
+    return (time.perf_counter() - started) / max(1, int(view.apart[ids].sum()))
 
 
 @torch.no_grad()
@@ -236,10 +236,10 @@ def _fill(model: RewardModel, view: JudgedView, work: frozen.Work, out: Array, d
     """Compute the column batch by batch, from batch `done` on."""
     model.eval()
     read = 0
-    with work.console.bar("frozen part", int(view.lengths.sum())) as bar:
+    with work.console.bar("frozen part", int(view.apart.sum())) as bar:
         batches = view.sweep(width=model.width, overhead=work.overhead, limit=work.limit, forms=("rows",))
         for number, (ids, batch) in enumerate(batches, 1):
-            read += int(view.lengths[ids].sum())
+            read += int(view.apart[ids].sum())
             if number <= done:
                 continue
             out[ids] = _states(model, batch, work)

@@ -31,6 +31,7 @@ from luthier.models.generate import generate as write_answers
 from luthier.models.language import LanguageModel
 from luthier.models.load import Base
 from luthier.recipe import Data, read
+from luthier.score import best_by
 
 ANY_LENGTH = 2**30  # a prompt is never cut: one that is too long is told
 KINDS = {"messages": "messages", "prompt": "prompt,completion", "text": "text"}  # column -> kind of a file of prompts
@@ -250,6 +251,7 @@ def generate(
     run: str | Path, prompts: Prompt | Sequence[Prompt] | None = None, *, file: str | None = None, to: Path | None = None,
     sampling: Sampling | None = None, base: bool = False, template: str | None = None, chats: bool | None = None,
     system: str | None = None, thinking: bool = False, runs: Path = run_folder.DEFAULT_RUNS, quiet: bool = False,
+    best: str | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Answers of a run, or of any model, to prompts.
 
@@ -259,6 +261,7 @@ def generate(
         file: prompts to read: a column prompt, messages or text; or .txt with one prompt a line.
         to: a .jsonl file to write; where it is left out, a single answer is written as it comes.
         base, template, chats: see `open_voice`. system, thinking: see `Voice.ids`.
+        best: a judge (see `judges`): of several answers to a prompt only the best is given, with its score.
 
     Returns:
         A mapping an answer: row, prompt, answer, finish, tokens, logprob; and sample, where there are several.
@@ -275,6 +278,7 @@ def generate(
     folder = _model_folder(str(run), runs)
     if folder is not None and not base and saved.about(folder).family == "fewshot":
         return _behind_demonstrations(folder.parent, prompts, file, to, sampling, quiet)
+    choose = None if best is None else best_by(best, sampling.samples, runs)
     voice = open_voice(run, runs, base=base, template=template, chats=chats)
     rows = _from_file(file, voice.columns) if file is not None else _given(prompts)
     ids = [_read(voice, prompt, system, thinking, place) for _, prompt, place in rows]
@@ -291,6 +295,7 @@ def generate(
     lines = _lines(rows, found)
     if stop and stream is None:
         raise Interrupted(f"Stopped by {stop.reason}: the answers were not finished, and nothing was written.")
+    lines = lines if choose is None else choose(lines)
     _tell(lines, to, quiet, stream)
     return lines
 

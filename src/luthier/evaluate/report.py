@@ -17,15 +17,30 @@ from pathlib import Path
 from typing import Any
 
 from luthier.evaluate.page import account, policies, sections, writing
+from luthier.evaluate.page import account, judging, sections, writing
 from luthier.evaluate.page.sections import Run
 from luthier.evaluate.page.style import STYLE
-from luthier.evaluate.page.words import headline, is_number, is_written, part, plain, shown, split_of, verdict, who
+from luthier.evaluate.page.words import (
+    headline,
+    is_judged,
+    is_number,
+    is_written,
+    part,
+    plain,
+    shown,
+    split_of,
+    verdict,
+    who,
+)
 
 WORST = 12  # rows shown as most wrong
 HARD, WORSE = 6, 4  # rows of text shown as most surprising, and as worse than before
 POINTS = 2000  # dots in the scatter
 Part = Callable[[Run], str]
 LABELLED: tuple[Part, ...] = (sections.metrics, sections.per_class, sections.examples)
+JUDGED: tuple[Part, ...] = (
+    sections.metrics, judging.people, judging.calibration, judging.parts, judging.raters, judging.judgements,
+)  # fmt: skip
 WRITTEN: tuple[Part, ...] = (writing.metrics, writing.samples, writing.rows)
 TAUGHT: tuple[Part, ...] = (sections.metrics, policies.went, policies.rounds, writing.samples, policies.mistaken)
 PARTS: tuple[Part, ...] = (account.curves, account.what, account.cost, account.proofs, account.surroundings)
@@ -212,6 +227,7 @@ def render(run: Run) -> str:
     record = run.record
     title = plain(f"{record.get('name') or who(record)}: Luthier report")
     own = WRITTEN if is_written(record) else TAUGHT if policies.is_taught(record) else LABELLED
+    own = WRITTEN if is_written(record) else JUDGED if is_judged(record) else LABELLED
     parts = (*own, *PARTS)
     body = top(run) + "".join(guarded(build, run) for build in parts)
     made = f"Written by Luthier {shown(record['luthier'])}." if record.get("luthier") else "Written by Luthier."

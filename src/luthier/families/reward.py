@@ -171,7 +171,7 @@ def before(case: Case) -> None:
 
 def probe_of(train: JudgedView, most: int = 6) -> np.ndarray:
     """A few judgements on short completions, prompts ascending."""
-    longest = np.array([train.lengths[train.named([number]).completions].max() for number in range(min(len(train), 64))])
+    longest = np.array([train.apart[train.named([number]).completions].max() for number in range(min(len(train), 64))])
     return np.sort(np.argsort(longest, kind="stable")[:most])
 
 

@@ -69,7 +69,7 @@ def open_function(name: str, runs: Path, device: str, where: str | None) -> Func
         module = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (ValueError, ImportError) as error:
         raise UserError(
-            f"The judge {name!r} can't be loaded: {error}.", where=where,
+            f"The judge {name!r} can't be loaded: {str(error).rstrip('.')}.", where=where,
             hint="Give file.py:function with the path of the file, or module:function with its folder on PYTHONPATH.",
         ) from None  # fmt: skip
     function = getattr(module, attribute, None)

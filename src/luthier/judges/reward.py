@@ -77,6 +77,8 @@ class RewardJudge:
         judged = judge_rows(rows)
         named = judged.starts[judged.item] + judged.which  # one cell a judgement: each row is one completion
         template = (self.about.judging or {}).get("template")
+        if template is None and not getattr(self.base.tokenizer, "chat_template", None):
+            template = "plain"  # it learned from plain texts; conversations are read as such too
         with tempfile.TemporaryDirectory(prefix="luthier-", ignore_cleanup_errors=True) as store:
             try:
                 view = judged_view(

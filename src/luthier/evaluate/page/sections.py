@@ -39,7 +39,7 @@ LONG = 420  # characters of a row's text that are shown
 FEW_CLASSES = 12  # rows of the per-class table that are open at once
 # Metrics whose axis runs from 0 to 1 because that is what they can be (most of the time: negative ones are
 # drawn at 0).
-UNIT = PERCENT | {"mcc", "auroc", "pearson", "spearman", "r2"}
+UNIT = PERCENT | {"mcc", "auroc", "pearson", "spearman", "r2", "ece"}
 LEADS = {
     "classify": "Where the model was surest, and wrong. Often it is the label that deserves a second look.",
     "multilabel": "Rows with the highest loss. Often it is the labels that deserve a second look.",

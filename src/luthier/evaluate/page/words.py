@@ -199,6 +199,11 @@ def is_written(record: Record) -> bool:
     return bool(part(record, "method", "task") == "generate")
 
 
+def is_judged(record: Record) -> bool:
+    """Whether the model sets outputs of one prompt against each other."""
+    return bool(part(record, "method", "task") == "judge")
+
+
 def quoted_metric(record: Record) -> str:
     """The same as people say it: of a loss in nats, the perplexity."""
     metric = headline_metric(record)
@@ -269,6 +274,8 @@ def baseline_name(record: Record, name: str) -> str:
         return "base, untuned"
     if part(record, "method", "task") == "prefer":
         return {"base": "the base's own likelihood", "longer": "the longer answer"}.get(name, name)
+    if name == "length" and is_judged(record):
+        return "length alone"
     return "the mean" if name == "majority" and part(record, "method", "task") == "regress" else name
 
 
