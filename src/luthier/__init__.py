@@ -27,9 +27,20 @@ _PUBLIC = {
     "tune": "luthier.api",
 }
 __all__ = [
-    "Recipe", "RecipeError", "Result", "UserError", "__version__", "evaluate", "export", "generate", "look", "new",
-    "predict", "rank", "tune",
-    "predict", "score", "tune",
+    "Recipe",
+    "RecipeError",
+    "Result",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "export",
+    "generate",
+    "look",
+    "new",
+    "predict",
+    "rank",
+    "score",
+    "tune",
 ]  # fmt: skip
 
 

@@ -16,8 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from luthier.evaluate.page import account, policies, sections, writing
-from luthier.evaluate.page import account, judging, sections, writing
+from luthier.evaluate.page import account, judging, policies, sections, writing
 from luthier.evaluate.page.sections import Run
 from luthier.evaluate.page.style import STYLE
 from luthier.evaluate.page.words import (
