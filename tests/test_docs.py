@@ -134,3 +134,12 @@ def test_every_word_of_policies_is_in_the_reference() -> None:
     keys = [key for model in (PreferenceSettings, RankingSettings, RoundSettings) for key in model.model_fields]
     for word in [*preference.LOSSES, *listwise.LOSSES, *keys]:
         assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", page), word
+
+
+def test_every_word_of_onpolicy_methods_is_in_the_reference() -> None:
+    from luthier.recipe import ppo
+
+    page = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    names = ("PpoSettings", "GrpoSettings", "RlooSettings", "ReinforceSettings", "Kl", "Rollout", "Shown", "Ptx", "Value")
+    for word in [key for name in names for key in getattr(ppo, name).model_fields]:
+        assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", page), word

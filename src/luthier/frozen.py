@@ -26,6 +26,7 @@ from luthier.engine.machine import autocast
 from luthier.engine.stop import Stop
 from luthier.errors import Interrupted
 from luthier.models import boundary, heads, load
+from luthier.models.actor import Actor
 from luthier.models.boundary import Boundary
 from luthier.models.heads import TaskModel
 from luthier.models.language import LanguageModel
@@ -54,6 +55,8 @@ def kind_of(model: Any) -> tuple[str | None, int]:
     an output layer; ("boundary", n) a vector a token, for block n.
     """
     depth = len(structure(model.backbone).blocks)
+    if isinstance(model, Actor):  # what it reads is not written yet
+        return None, 0
     if isinstance(model, LanguageModel):
         if model.encoder_decoder:
             return None, 0

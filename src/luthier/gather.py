@@ -122,6 +122,8 @@ def expected(recipe: Recipe) -> tuple[str, ...] | None:
     A method that writes learns a text beside other columns itself, and what stands beside judgements; one that learns
     from judgements takes nothing else.
     """
+    if recipe.method.kind in ("ppo", "grpo", "rloo", "reinforce"):
+        return ("prompt", "messages")  # whatever stands beside a prompt is not read
     if recipe.method.kind == "sft":
         return tuple(kind for kind in RECORDS if kind not in JUDGED)
     return JUDGED if recipe.method.kind in ("reward", "preference", "ranking") else None

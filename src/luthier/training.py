@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from luthier.families import Family
 
 
+KEPT = ("moved", "sampler = trainer", "ratio = 1", "KL = 0")  # proofs of first steps: a run that goes on takes them along
+
+
 @dataclass
 class Job:
     """What a run holds while it works.
@@ -143,7 +146,7 @@ def loop_of(case: Case, family: Family, saved_at: checkpoint.Checkpoint | None) 
     if saved_at is not None:
         _check_same(saved_at, identity, job)
         loop.restore(saved_at)
-        job.proofs += [line for line in job.record.pop("earlier_proofs", []) if line["name"] == "moved"]
+        job.proofs += [line for line in job.record.pop("earlier_proofs", []) if line["name"] in KEPT]
         job.console.say(f"goes on after step {loop.progress.step} of {plan.steps}")
     elif not job.light:
         loop.after_step = proofs.Moved(built.model, min(getattr(loader, "settled", 2), plan.steps), lambda line: _keep_moved(line, job))

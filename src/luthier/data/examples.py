@@ -114,6 +114,16 @@ def _completion(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]
     return {**both, "chat": True, "tools": tools}
 
 
+def _asked(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
+    prompt, tools = _spoken(row.get("prompt"), "prompt"), chat.tools(row.get("tools"))
+    if prompt is None and tools is not None:
+        raise BadRow("tools stand beside a prompt that is plain text: give prompt as a list of messages")
+    if prompt is not None and prompt[-1]["role"] == "assistant":
+        raise BadRow("the last message of the prompt is the assistant's: there is nothing to answer")
+    told = _text(row, "prompt") if prompt is None else chat.stored(prompt, "prompt")
+    return {"prompt": told, "chat": prompt is not None, "tools": tools}
+
+
 def _plain(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
     return {"text": _text(row)}
 
@@ -169,6 +179,10 @@ RECORDS: dict[str, Record] = {
         ("prompt", "completion"), ("tools",),
         pa.schema([("prompt", pa.large_string()), ("completion", pa.large_string()), ("chat", pa.bool_()), _TOOLS]),
         _completion, "a prompt and how it goes on: two texts, or two lists of messages",
+    ),
+    "prompt": Record(
+        ("prompt",), ("tools",), pa.schema([("prompt", pa.large_string()), ("chat", pa.bool_()), _TOOLS]), _asked,
+        "a prompt that the model itself answers: a text, or a list of messages",
     ),
     "text": Record(("text",), (), pa.schema([("text", pa.large_string())]), _plain, "a text that is learned itself"),
 }  # fmt: skip
@@ -243,6 +257,7 @@ def shown(row: Mapping[str, Any]) -> str | list[str]:
     if "messages" in row:
         return chat.shown(json.loads(row["messages"]))
     if "prompt" in row:
-        both = [row["prompt"], row["completion"]]
-        return [chat.shown(json.loads(one)) for one in both] if row["chat"] else both
+        both = [row[key] for key in ("prompt", "completion") if key in row]
+        told = [chat.shown(json.loads(one)) for one in both] if row["chat"] else both
+        return told if len(told) > 1 else told[0]
     return row["text"] if row.get("text_pair") is None else [row["text"], row["text_pair"]]

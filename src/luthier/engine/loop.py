@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -156,7 +156,7 @@ class Loop:
         self.mode(self.model)
         with self.console.bar("training", self.settings.steps, self.progress.step) as bar:
             self._due(self.progress.step > 0 and not self.progress.ended and self._eval_due())
-            for step in () if self.progress.ended else self.batches.steps(self.progress.step):
+            for step in () if self.progress.ended else self._steps():
                 loss, norm, terms = self._step(step, parameters)
                 self.progress.step = step.number + 1
                 self.progress.seconds = before + time.monotonic() - began
@@ -176,6 +176,18 @@ class Loop:
         self.save()
         self.log.flush()
         return self.progress
+
+    def _steps(self) -> Iterator[Step]:
+        """The steps that are left; a source that is stopped while it makes one (a rollout) is saved like any other."""
+        source = self.batches.steps(self.progress.step)
+        while True:
+            try:
+                step = next(source, None)
+            except Interrupted:
+                self._interrupted()
+            if step is None:
+                return
+            yield step
 
     def _step(self, step: Step, parameters: list[nn.Parameter]) -> tuple[float, float, dict[str, float]]:
         settings = self.settings
@@ -279,7 +291,7 @@ class Loop:
         ahead = value - best if self.settings.higher else best - value
         return ahead > 0 or (ahead == 0 and loss < self.progress.best_loss)
 
-    def _interrupted(self) -> None:
+    def _interrupted(self) -> NoReturn:
         self.save()
         self.log.flush()
         raise Interrupted(

@@ -24,14 +24,14 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from luthier.evaluate import measures, preferred, text, verdicts
+from luthier.evaluate import measures, preferred, sampled, text, verdicts
 from luthier.evaluate.measures import label_counts
 from luthier.evaluate.outputs import TASKS, Outputs
 from luthier.evaluate.spans import is_chunked, overlaps
 from luthier.statistics.bootstrap import Interval, Measure, bootstrap_weighted, group_index, wilson
 
 Array = npt.NDArray[Any]
-Said = Outputs | text.Written | verdicts.Verdicts | preferred.Preferred
+Said = Outputs | text.Written | verdicts.Verdicts | preferred.Preferred | sampled.Sampled
 
 # Fewer resamples are drawn (200 at least) where rows x labels x resamples pass this: half a minute, and a
 # large set has narrow intervals anyway.
@@ -42,7 +42,7 @@ WORK = 1e9
 class Metric:
     """tasks: whom it serves; function: Outputs to a measure; doc: definition and source, one line.
 
-    needs_probabilities, needs_answers: left out where the outputs have none; proportion: a share of
+    needs_probabilities, needs_answers, needs_gold: left out where the outputs have none; proportion: a share of
     independent rows, whose interval is Wilson's instead of the bootstrap's.
     """
 
@@ -53,6 +53,7 @@ class Metric:
     needs_probabilities: bool = False
     proportion: bool = False
     needs_answers: bool = False
+    needs_gold: bool = False
 
 
 class ClassRow(TypedDict):
@@ -67,7 +68,7 @@ class ClassRow(TypedDict):
 
 CLASSIFY, MULTILABEL, REGRESS, TAG = (("classify",), ("multilabel",), ("regress",), ("tag",))
 WRITE = ("generate",)
-JUDGE, PREFER = ("judge",), ("prefer",)
+JUDGE, PREFER, POLICY = ("judge",), ("prefer",), ("policy",)
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(
         CLASSIFY, measures.accuracy, True, "share of rows whose label is right", proportion=True
@@ -155,6 +156,15 @@ METRICS: dict[str, Metric] = {
         "mean distance of confidence and share right over 10 bins of the pairs; Naeini 2015",
     ),
     "judgement-loss": Metric(JUDGE, verdicts.judgement_loss, False, "mean of the objective over held-out judgements"),
+    "reward": Metric(POLICY, sampled.mean_of("reward"), True, "mean score of a policy's samples by the judge it learns from"),
+    "gold": Metric(
+        POLICY, sampled.mean_of("gold"), True, "mean score of a policy's samples by a judge it never learns from",
+        needs_gold=True,
+    ),
+    "kl": Metric(
+        POLICY, sampled.mean_of("kl"), False, "nats a completion between a policy and the model that it started from"
+    ),
+    "length": Metric(POLICY, sampled.mean_of("length"), False, "mean tokens of a policy's samples"),
 }  # fmt: skip
 
 
@@ -166,10 +176,10 @@ def default_metric(task: str, labels: Sequence[str] | None = None) -> str:
     """
     chosen = {
         "classify": "accuracy", "multilabel": "micro-f1", "regress": "r2", "tag": "entity-f1", "generate": "loss",
-        "judge": "pair-accuracy", "prefer": "pair-accuracy",
+        "judge": "pair-accuracy", "prefer": "pair-accuracy", "policy": "reward",
     }.get(task)  # fmt: skip
     if chosen is None:
-        raise ValueError(f"no metric for task {task!r}: expected one of {', '.join((*TASKS, *WRITE, *JUDGE, *PREFER))}.")
+        raise ValueError(f"no metric for task {task!r}: expected one of {', '.join((*TASKS, *WRITE, *JUDGE, *PREFER, *POLICY))}.")
     return "token-accuracy" if task == "tag" and labels and not is_chunked(labels) else chosen
 
 
@@ -183,6 +193,7 @@ def metrics_of(task: str, outputs: Said, extra: Mapping[str, Metric] | None = No
         if task in metric.tasks
         and (outputs.probabilities is not None or not metric.needs_probabilities)
         and (not metric.needs_answers or getattr(outputs, "answers", None) is not None)
+        and (not metric.needs_gold or getattr(outputs, "gold", None) is not None)
     }
 
 
@@ -343,7 +354,7 @@ def load_metric(name: str) -> Metric:
         raise ValueError(f"metric {name!r}: {place} has no function {attribute!r}.{hint}")
     lines = (function.__doc__ or f"your own: {name}").strip().splitlines()
     return Metric(
-        (*TASKS, *WRITE, *JUDGE, *PREFER), measures.plain(function), bool(getattr(function, "higher_is_better", True)), lines[0]
+        (*TASKS, *WRITE, *JUDGE, *PREFER, *POLICY), measures.plain(function), bool(getattr(function, "higher_is_better", True)), lines[0]
     )
 
 

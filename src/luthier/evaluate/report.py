@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from luthier.evaluate.page import account, judging, policies, sections, writing
+from luthier.evaluate.page import account, judging, policies, rollouts, sections, writing
 from luthier.evaluate.page.sections import Run
 from luthier.evaluate.page.style import STYLE
 from luthier.evaluate.page.words import (
@@ -42,6 +42,9 @@ JUDGED: tuple[Part, ...] = (
 )  # fmt: skip
 WRITTEN: tuple[Part, ...] = (writing.metrics, writing.samples, writing.rows)
 TAUGHT: tuple[Part, ...] = (sections.metrics, policies.went, policies.rounds, writing.samples, policies.mistaken)
+SAMPLED: tuple[Part, ...] = (
+    writing.metrics, rollouts.frontier, rollouts.health, rollouts.side_by_side, rollouts.over_time, rollouts.held,
+)  # fmt: skip
 PARTS: tuple[Part, ...] = (account.curves, account.what, account.cost, account.proofs, account.surroundings)
 
 
@@ -80,6 +83,10 @@ def read_run(folder: Path) -> Run:
     except ValueError:
         notes.append("run.json is damaged and could not be read.")
     steps = list(lines_of(folder / "metrics.jsonl", notes))
+    if rollouts.is_policy(record):
+        kept = [list(lines_of(folder / name, notes)) for name in ("rollouts.jsonl", "samples.jsonl", "predictions.jsonl")]
+        told = recipe_text(folder, record)
+        return Run(record, steps, recipe=told, notes=notes, rollouts=kept[0], samples=kept[1], tried=kept[2])
     if is_written(record):
         return written(folder, Run(record, steps, recipe=recipe_text(folder, record), notes=notes))
     wrong, points, rows = predictions(folder / "predictions.jsonl", str(part(record, "method", "task") or ""), notes)
@@ -225,8 +232,11 @@ def render(run: Run) -> str:
     """The whole page."""
     record = run.record
     title = plain(f"{record.get('name') or who(record)}: Luthier report")
-    own = WRITTEN if is_written(record) else TAUGHT if policies.is_taught(record) else LABELLED
-    own = WRITTEN if is_written(record) else JUDGED if is_judged(record) else LABELLED
+    own = LABELLED
+    for asks, theirs in ((rollouts.is_policy, SAMPLED), (is_written, WRITTEN), (policies.is_taught, TAUGHT), (is_judged, JUDGED)):
+        if asks(record):
+            own = theirs
+            break
     parts = (*own, *PARTS)
     body = top(run) + "".join(guarded(build, run) for build in parts)
     made = f"Written by Luthier {shown(record['luthier'])}." if record.get("luthier") else "Written by Luthier."

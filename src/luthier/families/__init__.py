@@ -27,6 +27,7 @@ FAMILIES: dict[str, str] = {
     "reward": "luthier.families.reward",
     "preference": "luthier.families.preference",
     "setfit": "luthier.families.setfit",
+    "onpolicy": "luthier.families.onpolicy",
 }
 
 

@@ -17,6 +17,10 @@ METHODS: dict[str, str] = {
     "preference": "luthier.methods.preference:Preference",
     "ranking": "luthier.methods.ranking:PolicyRanking",
     "setfit": "luthier.methods.setfit:SetFit",
+    "ppo": "luthier.methods.ppo:Ppo",
+    "grpo": "luthier.methods.grpo:Grpo",
+    "rloo": "luthier.methods.rloo:Rloo",
+    "reinforce": "luthier.methods.reinforce:Reinforce",
 }
 WRITTEN = ("text", "prompt,completion", "messages")  # kinds of rows that teach a model to write
 

@@ -108,7 +108,7 @@ def generate(
     device = next(model.lm.parameters()).device
     limit = limit_tokens or TOKENS.get(device.type, TOKENS["cpu"])
     _ = model.tail  # silences a warning about rows without a mask, which are meant
-    with _evaluating(model):
+    with evaluating(model):
         for batch in _batches([draft for draft in drafts if draft.room], limit, needs_equal_lengths(model)):
             if stop_when is None or not stop_when():
                 _Writer(model, tokenizer, sampling, frozenset(ends), on_token, stop_when).write(batch)
@@ -122,7 +122,7 @@ def generate(
 
 
 @contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
+def evaluating(model: LanguageModel) -> Iterator[None]:
     """Dropout off inside; afterwards every module is in the mode it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -77,6 +77,28 @@ class Tail:
         ]
         return torch.cat(parts)
 
+    def entropies(
+        self, states: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities (N,) of the targets and the entropy (N,) of the distribution at each, in nats, with gradients."""
+
+        def chunk(states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = self.logits(states) / temperature
+            both: tuple[torch.Tensor, torch.Tensor] = _Spread.apply(logits, targets[:, None])  # type: ignore[no-untyped-call]
+            return both
+
+        cuts = self._cuts(len(states))
+        if len(cuts) == 1:
+            return chunk(states, targets)
+        dropout = self.lm.training
+        parts = [
+            checkpoint(chunk, states[a:b], targets[a:b], use_reentrant=False, preserve_rng_state=dropout)
+            if torch.is_grad_enabled()
+            else chunk(states[a:b], targets[a:b])
+            for a, b in cuts
+        ]
+        return torch.cat([one for one, _ in parts]), torch.cat([two for _, two in parts])
+
     def nll(self, states: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Sum of -w log p(target); see `LanguageModel.nll`."""
         cuts = self._cuts(len(states))
@@ -193,6 +215,28 @@ class _Picked(torch.autograd.Function):
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:
         logp, targets = ctx.saved_tensors
         return _slope(logp.clone() if _graph_is_kept() else logp, targets, -scale[:, None]).to(ctx.dtype), None
+
+
+class _Spread(torch.autograd.Function):
+    """log softmax(logits)[target] and -sum p log p, keeping one rectangle of logits' size for the backward.
+
+    d entropy / d logit_j = -p_j (log p_j + entropy).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logp = _wide(logits).log_softmax(1)
+        ctx.dtype = logits.dtype
+        entropy = -(logp.exp() * logp).sum(1)
+        ctx.save_for_backward(logp, targets, entropy)
+        return logp.gather(1, targets)[:, 0], entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, picked: torch.Tensor, spread: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logp, targets, entropy = ctx.saved_tensors
+        slope = (logp + entropy[:, None]).mul_(-spread[:, None]).sub_(picked[:, None]).mul_(logp.exp())
+        return slope.scatter_add_(1, targets, picked[:, None]).to(ctx.dtype), None
 
 
 def _slope(logp: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:

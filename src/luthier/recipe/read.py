@@ -125,7 +125,7 @@ def _told(settings: BaseModel) -> dict[str, Any]:
     result = {}
     for key, field in type(settings).model_fields.items():
         value = getattr(settings, key)
-        if (value is None and field.default is None) or (key == "data" and not value.train):
+        if (value is None and field.default is None) or (key == "data" and hasattr(value, "train") and not value.train):
             continue
         result[key] = _plainly(value)
     return result
@@ -241,6 +241,8 @@ def absolute(raw: dict[str, Any], folder: Path, names: Collection[str] = ()) -> 
         for key in ("train", "eval", "test"):
             if isinstance(data.get(key), str) and data[key] and (folder / data[key]).exists():
                 data[key] = str((folder / data[key]).resolve())
+    if isinstance(raw.get("method"), dict):
+        _absolute_method(raw["method"], folder)
     name = model.get("name") if isinstance(model, dict) else model
     if not isinstance(name, str) or name in names or not (folder / name).is_dir():
         return
@@ -248,6 +250,27 @@ def absolute(raw: dict[str, Any], folder: Path, names: Collection[str] = ()) -> 
         model["name"] = str((folder / name).resolve())
     else:
         raw["model"] = str((folder / name).resolve())
+
+
+_FILE = re.compile(r"(?<![^\s*])([^\s*:]+\.py)(?=:[A-Za-z_])")  # of a judge that is file.py:function, in a sum too
+
+
+def _absolute_method(method: dict[str, Any], folder: Path) -> None:
+    """Files of judges, demonstrations and mixes that a method names."""
+
+    def beside(found: re.Match[str]) -> str:
+        return str((folder / found[1]).resolve()) if (folder / found[1]).is_file() else found[1]
+
+    for key in ("reward", "gold", "judge"):
+        told = method.get(key)
+        if isinstance(told, str):
+            method[key] = _FILE.sub(beside, told)
+        elif isinstance(told, dict):
+            method[key] = {_FILE.sub(beside, name) if isinstance(name, str) else name: one for name, one in told.items()}
+    rollout = method.get("rollout")
+    for part in (method.get("ptx"), rollout.get("demonstrations") if isinstance(rollout, dict) else None):
+        if isinstance(part, dict) and isinstance(part.get("data"), str) and (folder / part["data"]).exists():
+            part["data"] = str((folder / part["data"]).resolve())
 
 
 def _explain(error: ValidationError, raw: Any, places: Mapping[Keys, str], source: Any) -> RecipeError:

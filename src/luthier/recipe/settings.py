@@ -19,6 +19,7 @@ from luthier.recipe.fields import Count, Rate, Settings, Share, named
 from luthier.recipe.judged_policy import PreferenceSettings, RankingSettings
 from luthier.recipe.judged_reward import RewardSettings
 from luthier.recipe.multitask import MultitaskSettings
+from luthier.recipe.ppo import GrpoSettings, PpoSettings, ReinforceSettings, RlooSettings
 from luthier.recipe.search import Search
 
 __all__ = ["Data", "HoldOut", "Model", "Recipe", "SftSettings", "SupervisedSettings", "Train"]
@@ -92,7 +93,7 @@ def _method(value: Any) -> Any:
 Method = Annotated[
     Annotated[
         SupervisedSettings | SftSettings | MultitaskSettings | FewshotSettings | SetFitSettings | RewardSettings
-        | PreferenceSettings | RankingSettings,
+        | PreferenceSettings | RankingSettings | PpoSettings | GrpoSettings | RlooSettings | ReinforceSettings,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_method),

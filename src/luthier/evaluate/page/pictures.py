@@ -144,9 +144,10 @@ def curve(
     scale: Callable[[float], str] = short,
     mark: tuple[float, float, str] | None = None,
     limits: tuple[float, float] | None = None,
+    across: str = "step",
 ) -> str:
-    """Lines over steps. lines: (name, class, points); a class with "faint" gets no dots; mark: (x, y,
-    words)."""
+    """Lines over steps, or over what `across` names. lines: (name, class, points); a class with "faint" gets no dots;
+    mark: (x, y, words)."""
     every = [point for _, _, points in lines for point in points]
     if not every:
         return ""
@@ -169,7 +170,7 @@ def curve(
         body.append(f'<line class="grid" x1="{left:g}" x2="{width - right:g}" y1="{py(t):.1f}" y2="{py(t):.1f}"/>')
         body.append(text(left - 7, py(t) + 4, scale(t), "tick", "end"))
     body += [text(px(t), height - 10, short(t), "tick", "middle") for t in ticks(x0, x1, 4)]
-    body.append(text(left - 7, height - 10, "step", "tick", "end"))
+    body.append(text(left - 7, height - 10, across, "tick", "end"))
     for name, kind, points in lines:
         if not points:
             continue
@@ -182,7 +183,7 @@ def curve(
         seen = "seen" if len(few) <= 30 else ""
         body += [
             f'<circle class="point {kind} {seen}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="{2.6 if seen else 7}">'
-            f"<title>{plain(name)}, step {x:,.0f}: {scale(y)}</title></circle>"
+            f"<title>{plain(name)}, {across} {f'{x:,.0f}' if across == 'step' else short(x)}: {scale(y)}</title></circle>"
             for x, y in dots
         ]
     if mark:

@@ -56,7 +56,8 @@ class Run:
 
     wrong: lines of predictions.jsonl, the worst first; points: (target, prediction) of a regression, or the loss of
     rows of text (before, after tuning); rows: lines read; worse: rows of text whose loss rose most, the worst first;
-    risen: how many did.
+    risen: how many did. Of a policy: rollouts, one line each; samples, what it wrote over time; tried, its answers to
+    held-out prompts beside those of the model that it started from.
     """
 
     record: Mapping[str, Any]
@@ -68,6 +69,9 @@ class Run:
     notes: list[str] = field(default_factory=list)
     worse: Sequence[Mapping[str, Any]] = ()
     risen: int = 0
+    rollouts: Sequence[Mapping[str, Any]] = ()
+    samples: Sequence[Mapping[str, Any]] = ()
+    tried: Sequence[Mapping[str, Any]] = ()
 
     @property
     def task(self) -> str:

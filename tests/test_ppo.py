@@ -1,0 +1,207 @@
+"""PPO and its relatives, whole runs: the reward rises, the proofs hold, and a killed run goes on bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from luthier.errors import Interrupted, UserError
+from luthier.run import run
+
+RULES = """
+def wide(prompt, completion):
+    return 10 * completion.lower().count("a") / max(1, len(completion))
+
+def gold(prompt, completion):
+    return -abs(len(completion) - 12) / 10
+
+def nan(prompt, completion):
+    return float("nan")
+"""
+METHODS: dict[str, dict[str, Any]] = {
+    "ppo": {"kind": "ppo", "rollout": {"prompts": 16}},
+    "grpo": {"kind": "grpo", "rollout": {"prompts": 4, "samples": 4}},
+    "rloo": {"kind": "rloo", "rollout": {"prompts": 4, "samples": 4}},
+    "reinforce": {"kind": "reinforce", "rollout": {"prompts": 16}},
+}
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model, prompts, and rules."""
+    folder = tmp_path_factory.mktemp("ppo")
+    tiny.build_causal("llama", folder / "llama")
+    (folder / "rules.py").write_text(RULES, encoding="utf-8")
+    prompts = [row["text"][:20] for row in tiny.easy_rows(60)]
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": text}) + "\n" for text in prompts), encoding="utf-8"
+    )
+    return folder
+
+
+def recipe(room: Path, name: str, train: dict[str, Any] | None = None, **method: Any) -> dict[str, Any]:
+    told = METHODS[name]
+    rollout = {"max_new_tokens": 8} | told["rollout"] | method.pop("rollout", {})
+    return {
+        "model": str(room / "llama"), "adapt": "lora", "data": {"train": str(room / "prompts.jsonl")},
+        "method": told | {"reward": f"{room / 'rules.py'}:wide", "best_of": 0, "rollout": rollout} | method,
+        "train": {"steps": 16, "batch_size": 8, "lr": 3e-3, "precision": "fp32", "eval_every": 16} | (train or {}),
+    }  # fmt: skip
+
+
+def tuned(made: dict[str, Any], folder: Path, **options: Any) -> dict[str, Any]:
+    found: dict[str, Any] = run(made, runs=folder, name=options.pop("name", "run"), quiet=True, **options).record
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_reward_rises_and_every_proof_holds(name: str, room: Path, stories: str, tmp_path: Path) -> None:
+    rollout = {"max_new_tokens": 10, "prompts": 32 if METHODS[name]["rollout"]["prompts"] == 16 else 8}
+    made = recipe(
+        room,
+        name,
+        {"steps": {"ppo": 24}.get(name, 14), "lr": 5e-3, "batch_size": 16},
+        kl={"coef": 0.001},
+        rollout=rollout,
+    )
+    record = tuned(made | {"model": stories}, tmp_path)
+    failing = [line for line in record["proofs"] if not line["passed"]]
+    assert not failing, failing
+    names = {line["name"] for line in record["proofs"]}
+    assert {"sampler = trainer", "ratio = 1", "KL = 0", "moved", "reference kept", "reloaded = in memory"} <= names
+    assert record["difference"]["reward"][0] > 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text("utf-8").splitlines()]
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert lines[-1]["score"] > 1.2 * lines[0]["score"]
+    assert lines[-1]["kl"] > 0.1
+    assert len(lines) == record["method"]["rollouts"]
+    assert record["held"]["reference"] == 0
+
+
+def test_what_is_measured_beside_the_reward(room: Path, tmp_path: Path) -> None:
+    """Gold, several judges, the yardstick, KL that is steered, demonstrations, the mix, samples over time, full."""
+    shots = room / "shots.jsonl"
+    shots.write_text('{"prompt": "the sea", "completion": " see"}\n' * 3, encoding="utf-8")
+    rules = room / "rules.py"
+    made = recipe(
+        room, "ppo", {"steps": 12, "eval_every": 4}, reward={f"{rules}:wide": 1.0, f"{rules}:gold": 0.1}, gold=f"{rules}:gold",
+        best_of=4, kl={"coef": 0.1, "target": 0.5, "horizon": 50}, missing_end=0.2, reward_scale="running", reward_clip=3.0,
+        rollout={"demonstrations": {"data": str(shots), "shots": 2, "until": 0.5}}, entropy=0.01, target_kl=5.0,
+        ptx={"data": str(shots), "batch_size": 2},
+    )  # fmt: skip
+    record = tuned(made | {"adapt": "full"}, tmp_path)
+    assert not [line for line in record["proofs"] if not line["passed"]]
+    assert set(record["metrics"]["test"]) == {"reward", "gold", "kl", "length"}
+    assert set(record["wins"]) == {"reward", "gold"}
+    assert [line["n"] for line in record["yardstick"]] == [1, 2, 4]
+    assert record["yardstick"][2]["reward"] > record["yardstick"][0]["reward"]
+    assert record["held"]["reference"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text("utf-8").splitlines()]
+    assert [line["demonstrations"] for line in lines] == [True, False]
+    assert lines[0]["price"] != lines[1]["price"]
+    assert set(lines[0]["parts"]) == {f"{rules}:wide", f"{rules}:gold"}
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert {"train/policy", "train/value", "train/entropy", "train/ptx", "train/clipped"} <= set(steps[0])
+    told = next(line for line in steps if "eval/reward" in line)
+    assert {"eval/gold", "eval/kl", "eval/shown"} <= set(told)
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text("utf-8").splitlines()]
+    assert [line["step"] for line in samples] == [4, 8, 12]
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    for words in ("Reward against KL", "best of", "Health", "Over time"):
+        assert words in page, words
+
+
+def test_a_rollout_is_given_up_where_the_policy_drifts(room: Path, tmp_path: Path) -> None:
+    record = tuned(recipe(room, "ppo", {"steps": 12, "lr": 3e-2}, target_kl=1e-4), tmp_path)
+    assert record["method"]["rollouts"] > 12 / 8 + 1
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text("utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+def test_killed_anywhere_it_goes_on_bit_for_bit(room: Path, tmp_path: Path) -> None:
+    """A real SIGKILL in the middle of a rollout; buffer, price and moments come back from the checkpoint."""
+    made = recipe(
+        room, "ppo", {"steps": 24, "save_every": 3, "eval_every": 8, "lr": 1e-2}, kl={"coef": 0.05, "target": 0.5, "horizon": 100},
+        reward_scale="running",
+    )  # fmt: skip
+    whole = tuned(made, tmp_path, name="whole")
+    (tmp_path / "recipe.json").write_text(json.dumps(made), encoding="utf-8")
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom luthier.run import run\n"
+        f"run(json.loads(Path({str(tmp_path / 'recipe.json')!r}).read_text()), runs={str(tmp_path)!r}, name='cut', quiet=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ))
+    waits, limit = tmp_path / "cut" / "checkpoints" / "step-00000012", time.monotonic() + 120
+    while not waits.exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert waits.exists()
+    assert not (tmp_path / "cut" / "model").exists(), "it was to be killed before its end"
+    again = tuned(made, tmp_path, name="cut", resume=True)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
+    assert again["metrics"] == whole["metrics"]
+    assert again["baselines"] == whole["baselines"]
+    assert {line["name"] for line in again["proofs"]} == {line["name"] for line in whole["proofs"]}
+
+
+def test_stopped_while_it_samples_it_is_saved(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier.rollouts.sampler import Own
+
+    made = recipe(room, "grpo", {"steps": 6, "save_every": 100})
+    tuned(made, tmp_path, name="whole")
+    answers, calls = Own.answers, []
+
+    def stops(self: Own, prompts: Any, sampling: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:  # the starting model's figures, then rollouts
+            self.stop.__closure__[0].cell_contents.stop.ask("test")  # type: ignore[index]
+        return answers(self, prompts, sampling)
+
+    monkeypatch.setattr(Own, "answers", stops)
+    with pytest.raises(Interrupted, match="saved"):
+        tuned(made, tmp_path, name="cut")
+    monkeypatch.undo()
+    assert list((tmp_path / "cut" / "checkpoints").glob("step-*"))
+    tuned(made, tmp_path, name="cut", resume=True)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
+
+
+def test_bad_input_is_told(room: Path, tmp_path: Path, tinies: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="finite numbers"):
+        tuned(recipe(room, "ppo", reward=f"{room / 'rules.py'}:nan"), tmp_path, name="a")
+    with pytest.raises(UserError, match="leave room for a completion"):
+        tuned(recipe(room, "ppo", {"max_length": 12}), tmp_path, name="b")
+    with pytest.raises(UserError, match="nothing is left for a prompt"):
+        tuned(recipe(room, "ppo", {"max_length": 8}), tmp_path, name="c")
+    with pytest.raises(UserError, match="at least 2"):
+        tuned(recipe(room, "rloo", rollout={"samples": 1}), tmp_path, name="d")
+    with pytest.raises(UserError, match="no function 'nobody'"):
+        tuned(recipe(room, "ppo", reward=f"{room / 'rules.py'}:nobody"), tmp_path, name="e")
+    with pytest.raises(UserError, match="low-rank adapter"):
+        tuned(recipe(room, "ppo", value={"adapter": "own"}) | {"adapt": "ia3"}, tmp_path, name="f")
+    with pytest.raises(UserError, match="encoder"):
+        tuned(recipe(room, "ppo") | {"model": tinies["bert"]}, tmp_path, name="g")
+    texts = room / "texts.csv"
+    texts.write_text("text,label\na,b\nc,d\n", encoding="utf-8")
+    with pytest.raises(UserError, match="prompt"):
+        tuned(recipe(room, "ppo") | {"data": {"train": str(texts)}}, tmp_path, name="h")
