@@ -23,21 +23,25 @@ def tune(
     return run(recipe, sets=sets, resume=resume, name=name, runs=runs, quiet=quiet)
 
 
-def predict(run: str | Path, texts: str | Sequence[Any], *, runs: str | Path = DEFAULT_RUNS) -> list[dict[str, Any]]:
-    """Predictions of a run for a list of texts (or pairs, or lists of words), or for the rows of a file."""
+def predict(
+    run: str | Path, texts: str | Sequence[Any], *, task: str | None = None, runs: str | Path = DEFAULT_RUNS
+) -> list[dict[str, Any]]:
+    """Predictions of a run for a list of texts (or pairs, or lists of words), or for the rows of a file; of a run of
+    several tasks all of them, with one pass of the model, or one `task`.
+    """
     from luthier import judge
 
-    return judge.predict(run, texts, None, Path(runs), quiet=True)
+    return judge.predict(run, texts, None, Path(runs), quiet=True, task=task)
 
 
 def evaluate(
     run: str | Path, data: str, *, metrics: Sequence[str] = (), rows: int | None = None, max_new_tokens: int | None = None,
-    runs: str | Path = DEFAULT_RUNS,
+    task: str | None = None, runs: str | Path = DEFAULT_RUNS,
 ) -> dict[str, Any]:  # fmt: skip
     """Base against tuned on a set of your own. See `luthier.judge.evaluate`."""
     from luthier import judge
 
-    return judge.evaluate(run, data, metrics, Path(runs), quiet=True, rows=rows, new_tokens=max_new_tokens)
+    return judge.evaluate(run, data, metrics, Path(runs), quiet=True, rows=rows, new_tokens=max_new_tokens, task=task)
 
 
 def generate(
@@ -82,12 +86,12 @@ def score(
 
 def export(
     run: str | Path, to: str | Path | None = None, *, form: str = "merged", push: str | None = None, public: bool = False,
-    runs: str | Path = DEFAULT_RUNS,
+    task: str | None = None, runs: str | Path = DEFAULT_RUNS,
 ) -> Path:  # fmt: skip
     """A folder that plain transformers or peft loads, checked in a fresh process; `push` it to OWNER/NAME of the hub."""
     from luthier.export import export as verb
 
-    return verb(str(run), None if to is None else Path(to), form, Path(runs), push=push, public=public)
+    return verb(str(run), None if to is None else Path(to), form, Path(runs), push=push, public=public, task=task)
 
 
 def rank(source: str | Path, *, rater: str | None = None, to: str | Path | None = None, runs: str | Path = DEFAULT_RUNS) -> Path:

@@ -28,6 +28,7 @@ Stops = Annotated[list[str], typer.Option("--stop", help="a text that ends an an
 System = Annotated[str | None, typer.Option(help="instructions in front of the conversation")]
 ChatTemplate = Annotated[str | None, typer.Option(help="another chat template: chatml, plain, or a .jinja file")]
 Thinking = Annotated[bool, typer.Option("--thinking", help="a model that reasons writes its reasoning first")]
+Task = Annotated[str | None, typer.Option(help="of a run of several tasks, one of them")]
 BaseOnly = Annotated[bool, typer.Option("--base", help="of a run, the model that it started from, for comparison")]
 
 
@@ -105,12 +106,13 @@ def evaluate(
     ] = [],  # noqa: B006
     rows: Annotated[int | None, typer.Option(help="how many rows, evenly spread; all of them when left out")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="of a run that writes: longest answer")] = None,
+    task: Task = None,
     runs: Runs = RUNS,
 ) -> None:
     """Base against tuned on your own set, with intervals; of a run that writes, with answers side by side."""
     from luthier.judge import evaluate as verb
 
-    verb(run, data, metric, runs, rows=rows, new_tokens=max_new_tokens)
+    verb(run, data, metric, runs, rows=rows, new_tokens=max_new_tokens, task=task)
 
 
 @app.command()
@@ -118,12 +120,13 @@ def predict(
     run: Annotated[str, typer.Argument(help="run: name or folder")],
     data: Annotated[str, typer.Argument(help="file with the texts")],
     to: Annotated[Path | None, typer.Option(help=".csv or .jsonl; on the screen when left out")] = None,
+    task: Task = None,
     runs: Runs = RUNS,
 ) -> None:
-    """File in, file out: every row with its prediction and confidence."""
+    """File in, file out: every row with its prediction and confidence; of several tasks all, with one pass of the model."""
     from luthier.judge import predict as verb
 
-    verb(run, data, to, runs)
+    verb(run, data, to, runs, task=task)
 
 
 @app.command()
@@ -229,12 +232,13 @@ def export(
     form: Annotated[str, typer.Option(help="merged (plain transformers) or adapter (peft)")] = "merged",
     push: Annotated[str | None, typer.Option(help="OWNER/NAME on the hub, private unless --public")] = None,
     public: Annotated[bool, typer.Option("--public", help="everybody may see what is pushed")] = False,
+    task: Task = None,
     runs: Runs = RUNS,
 ) -> None:
     """A folder that plain transformers or peft loads, checked in a fresh process before it says done."""
     from luthier.export import export as verb
 
-    verb(run, to, form, runs, push=push, public=public)
+    verb(run, to, form, runs, push=push, public=public, task=task)
 
 
 @app.command(name="runs")

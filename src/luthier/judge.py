@@ -93,6 +93,7 @@ def evaluate(
     quiet: bool = False,
     rows: int | None = None,
     new_tokens: int | None = None,
+    task: str | None = None,
 ) -> dict[str, Any]:
     """Score a run on a set of the user's own, beside what needs no tuning, on the same rows.
 
@@ -103,12 +104,15 @@ def evaluate(
     Args:
         rows: so many of the set, evenly spread.
         new_tokens: longest answer of a run that writes.
+        task: of a run of several tasks, the one that the set is for.
 
     Returns:
         {"rows", "metrics": {way: {name: value}}, "intervals": ..., "difference": {name: [value, low, high]}}; also
         written to evaluations.jsonl in the run's folder.
     """
-    folder = run_folder.find(run, runs)
+    from luthier import judge_tasks
+
+    folder = judge_tasks.folder_of(run, runs, task)
     extra = {name: _own(name) for name in own_metrics}
     if saved.about(folder.model).family == "language":
         from luthier import judge_text
@@ -125,7 +129,7 @@ def evaluate(
             print(table(result), *([judge_text.side_by_side(result)] if "answers" in result else []), sep="\n\n")
         return result
     cache = Cache()
-    tuned = open_run(run, runs, quiet)
+    tuned = open_run(folder.path, runs, quiet)
     labelled = evenly(_rows(data, tuned.recipe, cache.rows, tuned.schema.task), rows)
     view = tuned.view(labelled, cache.rows, goals=True)
     ways = {"tuned": outputs(tuned.schema, view, logits(tuned.model, view, tuned.runner, "tuned"))}
@@ -240,8 +244,12 @@ def predict(
     to: Path | None = None,
     runs: Path = run_folder.DEFAULT_RUNS,
     quiet: bool = False,
+    task: str | None = None,
 ) -> list[dict[str, Any]]:
     """Predictions for rows of a file, or for a list of texts; labels in the file are not needed.
+
+    Args:
+        task: of a run of several tasks, one of them; all of them with one pass where left out.
 
     Returns:
         A mapping a row: row, text, prediction, confidence; written to `to` (.csv or .jsonl) where it is given.
@@ -251,7 +259,12 @@ def predict(
     """
     if to is not None and to.suffix.lower() not in (".csv", ".jsonl"):
         raise UserError(f"{str(to)!r}: predictions are written as .csv or .jsonl.")
-    lines = _predicted(run_folder.find(run, runs), run, data, runs, quiet)
+    from luthier import judge_tasks
+
+    if task is None and judge_tasks.is_several(run, runs):
+        lines = judge_tasks.predict(run, data, runs, quiet)
+    else:
+        lines = _predicted(judge_tasks.folder_of(run, runs, task), data, runs, quiet)
     if to is not None:
         replace_text(
             to,
@@ -266,22 +279,22 @@ def predict(
 
 
 def _predicted(
-    folder: run_folder.Folder, run: str | Path, data: str | Sequence[Any], runs: Path, quiet: bool
+    folder: run_folder.Folder, data: str | Sequence[Any], runs: Path, quiet: bool
 ) -> list[dict[str, Any]]:
     cache, told = Cache(), saved.about(folder.model)
     if told.family == "fewshot" and told.task == "classify":
         from luthier import judge_prompted
 
         return judge_prompted.predict(
-            folder, _unlabelled(data, "classify", read(folder.recipe).data, cache.rows), quiet
+            folder, unlabelled(data, "classify", read(folder.recipe).data, cache.rows), quiet
         )
-    tuned = open_run(run, runs, quiet)
-    rows = _unlabelled(data, tuned.schema.task, tuned.recipe.data, cache.rows)
+    tuned = open_run(folder.path, runs, quiet)
+    rows = unlabelled(data, tuned.schema.task, tuned.recipe.data, cache.rows)
     view = tuned.view(rows, cache.rows, goals=False)
     return said(tuned.schema, view, logits(tuned.model, view, tuned.runner, "predicting"), None, goals=False)
 
 
-def _unlabelled(data: str | Sequence[Any], task: str, settings: Data, store: Path) -> Rows:
+def unlabelled(data: str | Sequence[Any], task: str, settings: Data, store: Path) -> Rows:
     """Rows whose targets are not there: any label stands in for the parser and is never read."""
     kind = {"regress": "text,score", "tag": "tokens,tags"}.get(task, "text,label")
     if isinstance(data, str):

@@ -184,6 +184,12 @@ def _pretrained(name: str, runs: Path) -> _Found:
 
 def _of_run(folder: Path, base: bool) -> _Found:
     told = saved.about(folder)
+    if told.family == "multitask":
+        writing = [name for name, part in (told.tasks or {}).items() if part["family"] == "language"]
+        raise UserError(
+            f"The run {str(folder.parent)!r} has several tasks.",
+            hint=f"Name one that writes: {folder.parent / 'tasks' / writing[0]}" if writing else "None of them writes.",
+        )
     if told.family == "fewshot" and told.task == "generate" and not base:
         raise UserError(
             f"The run {str(folder.parent)!r} answers behind demonstrations, a prompt at a time.",

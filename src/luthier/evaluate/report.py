@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from luthier.evaluate.page import account, judging, policies, rollouts, sections, writing
+from luthier.evaluate.page import account, judging, policies, rollouts, sections, tasks, writing
 from luthier.evaluate.page.sections import Run
 from luthier.evaluate.page.style import STYLE
 from luthier.evaluate.page.words import (
@@ -45,6 +45,7 @@ TAUGHT: tuple[Part, ...] = (sections.metrics, policies.went, policies.rounds, wr
 SAMPLED: tuple[Part, ...] = (
     writing.metrics, rollouts.frontier, rollouts.health, rollouts.side_by_side, rollouts.over_time, rollouts.held,
 )  # fmt: skip
+SEVERAL: tuple[Part, ...] = (tasks.result, tasks.transfer, tasks.directions, tasks.curves)
 PARTS: tuple[Part, ...] = (account.curves, account.what, account.cost, account.proofs, account.surroundings)
 
 
@@ -228,16 +229,20 @@ PAGE = """<!doctype html>
 """
 
 
+def own_parts(record: Mapping[str, Any]) -> tuple[Part, ...]:
+    """What is told of this kind of run."""
+    kinds = (
+        (tasks.is_several, SEVERAL), (rollouts.is_policy, SAMPLED), (is_written, WRITTEN), (policies.is_taught, TAUGHT),
+        (is_judged, JUDGED),
+    )  # fmt: skip
+    return next((parts for belongs, parts in kinds if belongs(record)), LABELLED)
+
+
 def render(run: Run) -> str:
     """The whole page."""
     record = run.record
     title = plain(f"{record.get('name') or who(record)}: Luthier report")
-    own = LABELLED
-    for asks, theirs in ((rollouts.is_policy, SAMPLED), (is_written, WRITTEN), (policies.is_taught, TAUGHT), (is_judged, JUDGED)):
-        if asks(record):
-            own = theirs
-            break
-    parts = (*own, *PARTS)
+    parts = (*own_parts(record), *PARTS)
     body = top(run) + "".join(guarded(build, run) for build in parts)
     made = f"Written by Luthier {shown(record['luthier'])}." if record.get("luthier") else "Written by Luthier."
     return PAGE.format(policy=POLICY, title=title, style=STYLE, body=body, made=made)
@@ -247,7 +252,7 @@ def top(run: Run) -> str:
     """Headline, verdict, notes, the forest plot of the headline metric, tiles."""
     record = run.record
     last = max((int(step["step"]) for step in run.steps if is_number(step.get("step"))), default=None)
-    kind, words = verdict(record)
+    kind, words = (tasks.verdict if tasks.is_several(record) else verdict)(record)
     said = f'<p class="verdict {kind}">{words}</p>' if words else ""
     return (
         f'<header><p class="mark-line">{mark_line(record)}</p><h1>{headline(record, last)}</h1>{said}</header>'

@@ -24,7 +24,8 @@ from luthier.export.fresh import Job, NotEqual, Probe
 from luthier.export.lines import Plan
 from luthier.export.own import Own
 from luthier.export.push import Hub
-from luthier.folder import DEFAULT_RUNS, Folder, find
+from luthier.folder import DEFAULT_RUNS, Folder
+from luthier.judge_tasks import folder_of, standalone
 from luthier.models import load, saved
 from luthier.models.heads import Head, TaskModel
 from luthier.models.load import Base
@@ -64,7 +65,7 @@ class Written:
 
 def export(
     run: str | Path, to: Path | None = None, form: str = "merged", runs: Path = DEFAULT_RUNS, quiet: bool = False,
-    push: str | None = None, public: bool = False,
+    push: str | None = None, public: bool = False, task: str | None = None,
 ) -> Path:  # fmt: skip
     """Write a folder that plain transformers (`merged`) or peft (`adapter`) loads with equal outputs.
 
@@ -80,6 +81,7 @@ def export(
         quiet: print nothing.
         push: OWNER/NAME on the hub to copy the folder to; an export that is there already is pushed as it is.
         public: everybody may see what is pushed; otherwise only its owner.
+        task: of a run of several tasks, the one to export.
 
     Returns:
         The folder.
@@ -91,7 +93,7 @@ def export(
     if form not in FORMS:
         raise UserError(f"There is no form {form!r}.", hint=f"Give --form {' or '.join(FORMS)}.")
     hub = None if push is None else Hub.at(push, public)
-    found = find(run, Path(runs))
+    found = folder_of(run, Path(runs), task)
     if found.model.is_dir() and saved.about(found.model).stores == "prompt":
         raise UserError(
             f"The run {str(found.path)!r} moved no weight: there is no model of its own to export.",
@@ -111,6 +113,7 @@ def export(
 def _make(found: Folder, form: str, target: Path, quiet: bool) -> None:
     """Write, check and publish the folder."""
     with _draft(target) as draft, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as store:
+        found = standalone(found, Path(store) / "alone")
         if saved.about(found.model).family == "language":
             told = spoken.write(found, form, draft)
             difference = spoken.check(told)

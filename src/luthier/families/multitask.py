@@ -338,7 +338,7 @@ def _read_back(part: Case, again: Any, tokenizer: Any) -> list[dict[str, Any]]:
 def _finish(case: Case, name: str, part: Case) -> None:
     """The task's own folder: its page, and a note that its weights lie with the run's."""
     job, own = case.job, part.job
-    about: About = replace(joint.parts_of(case.built.about)[name], part="../../../model")
+    about: About = replace(joint.parts_of(case.built.about)[name], part=f"../../../model:{name}")
     own.folder.model.mkdir(exist_ok=True)
     replace_text(own.folder.model / ABOUT, json.dumps(asdict(about), indent=1))
     head = part.built.model.head.parameters() if isinstance(part.built.model, TaskModel) else ()

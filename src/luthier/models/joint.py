@@ -95,8 +95,8 @@ def _head(name: str, tensors: Mapping[str, torch.Tensor]) -> Head:
 def part(folder: Path, told: About) -> tuple[Any, About, load.Base]:
     """One task of a run: its model on the shared trunk."""
     assert told.part is not None
-    model, about, base = read(folder / told.part)
-    name = next(name for name, one in parts_of(about).items() if replace(one, part=told.part) == told)
+    where, _, name = told.part.rpartition(":")
+    model, _, base = read(folder / where)
     return model.tasks[name].eval(), told, base
 
 

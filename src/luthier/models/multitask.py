@@ -6,7 +6,7 @@ evaluation, export) takes that and needs not know of the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,9 +107,9 @@ class MultiTask(nn.Module):
             parts = tuple(POOLINGS[model.pooling](state, mask) for model, state, mask in pooled)
         return {name: model.head(part) for (name, model), part in zip(models.items(), parts, strict=True)}
 
-    def answers(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Logits of every task with a head, over all rows: one pass of the trunk for all of them."""
-        models = {name: model for name, model in self._tasks.items() if isinstance(model, TaskModel)}
+    def answers(self, batch: Batch, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Logits of each of these tasks, over all rows: one pass of the trunk for all of them."""
+        models: dict[str, TaskModel] = {name: self._tasks[name] for name in names}
         states = next(iter(models.values())).states(batch)
         pooled: dict[str, torch.Tensor] = {}
         for pooling in dict.fromkeys(model.pooling for model in models.values()):

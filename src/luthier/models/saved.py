@@ -42,7 +42,7 @@ class About:
         quantize: how the frozen base was kept: nf4, int8 or None.
         speech: of a language model, how its rows became tokens: kind of rows, train_on, template.
         tasks: of several tasks on one trunk, what joins each of them to it, by name.
-        part: of one of them, the folder (from this one) that holds them all; its own holds no weights.
+        part: of one of them, the folder (from this one) that holds them all, a colon, and its name; its own holds no weights.
         judging: of a model that scores or compares outputs: members, how they are combined, mean, deviation, temperature.
     """
 
