@@ -128,13 +128,22 @@ def evaluate(
         if not quiet:
             print(table(result), *([judge_text.side_by_side(result)] if "answers" in result else []), sep="\n\n")
         return result
+    result = _labelled(open_run(folder.path, runs, quiet), data, extra, quiet, rows)
+    if not quiet:
+        print(table(result))
+    return result
+
+
+def _labelled(
+    tuned: Tuned, data: str, extra: Mapping[str, metrics.Metric], quiet: bool, rows: int | None
+) -> dict[str, Any]:
+    """A run that gives labels or numbers, beside what needs no tuning."""
     cache = Cache()
-    tuned = open_run(folder.path, runs, quiet)
     labelled = evenly(_rows(data, tuned.recipe, cache.rows, tuned.schema.task), rows)
     view = tuned.view(labelled, cache.rows, goals=True)
     ways = {"tuned": outputs(tuned.schema, view, logits(tuned.model, view, tuned.runner, "tuned"))}
     ways |= _without_tuning(tuned, view, cache, quiet)
-    result = {"data": str(data), "hash": labelled.hash, "rows": len(labelled), "metrics": {}, "intervals": {}}
+    result: dict[str, Any] = {"data": str(data), "hash": labelled.hash, "rows": len(labelled), "metrics": {}, "intervals": {}}
     for way, found in ways.items():
         scores = metrics.score(tuned.schema.task, found, extra)
         result["metrics"][way] = {name: one.value for name, one in scores.items()}
@@ -144,8 +153,6 @@ def evaluate(
         result["difference"] = {name: [one.value, one.low, one.high] for name, one in gains.items()}
     with (tuned.folder.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
-    if not quiet:
-        print(table(result))
     return result
 
 
