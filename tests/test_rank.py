@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import tiny
 from luthier.data import sources
 from luthier.data.judgements.agreed import agreed
 from luthier.data.judgements.judged import judge
@@ -22,6 +23,7 @@ from luthier.rank.outputs import of_file
 from luthier.rank.session import Session
 from luthier.rank.verdict import parse
 from luthier.recipe import Data
+from text_runs import CHATML, text_run
 
 VERDICTS: dict[str, tuple[tuple[int | None, ...], bool]] = {
     "2>1=3": ((2, 1, 2, None), False),
@@ -233,6 +235,45 @@ def test_files_of_every_kind_are_sources(tmp_path: Path) -> None:
         assert len(records[0]["completions"]) == 3, name
         assert "assistant:" not in person.screen
     assert records[0]["ranks"] != [1, 2, 3] or records[0]["shown"] == [1, 0, 2]
+
+
+def rows_at(path: Path, kind: str) -> Path:
+    """Thirty rows with a prompt of their own each."""
+    made: list[dict[str, Any]] = []
+    for number in range(30):
+        asked, said = f"What is {number}?", f" The number {number}."
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        rows = {"messages": {"messages": turns}, "prompt,completion": {"prompt": asked, "completion": said}, "text": {"text": asked}}
+        made.append(rows[kind])
+    path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["messages", "prompt,completion"])
+def test_a_run_is_sampled_once_on_prompts_it_did_not_learn_from(kind: str, tmp_path: Path) -> None:
+    base = tiny.build_causal("llama", tmp_path / "llama")
+    method = CHATML if kind == "messages" else {}
+    run = text_run(base, "lora", kind, tmp_path / "runs", "talker", **method)
+    file = rows_at(tmp_path / "rows.jsonl", kind)
+    run.recipe.write_text(run.recipe.read_text(encoding="utf-8").replace("rows.jsonl", str(file)), encoding="utf-8")
+    person = Typed("2>1>3", "q")
+    to = rank("talker", rater="ann", samples=3, prompts=2, runs=tmp_path / "runs", ask=person.ask, say=person.say)
+    assert to == run.path / "rankings.jsonl"
+    (record,) = Ledger(to).records()
+    assert len(record["completions"]) == 3
+    assert isinstance(record["prompt"], list) == (kind == "messages")
+    kept = next(run.path.glob("to-rank-*.jsonl")).read_bytes()
+    rank("talker", rater="bob", samples=3, prompts=2, runs=tmp_path / "runs", ask=Typed().ask, say=person.say)
+    assert next(run.path.glob("to-rank-*.jsonl")).read_bytes() == kept
+    assert len(judge(sources.load(str(to), Data(train="x"), tmp_path / "store"))) == 1
+
+
+def test_a_run_on_plain_texts_has_no_prompts(tmp_path: Path) -> None:
+    run = text_run(tiny.build_causal("llama", tmp_path / "llama"), "lora", "text", tmp_path / "runs", "writer")
+    file = rows_at(tmp_path / "rows.jsonl", "text")
+    run.recipe.write_text(run.recipe.read_text(encoding="utf-8").replace("rows.jsonl", str(file)), encoding="utf-8")
+    with pytest.raises(UserError, match="have no prompts"):
+        rank("writer", runs=tmp_path / "runs")
 
 
 def test_what_can_not_be_judged_is_told(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from luthier.data.cells import BadRow, is_empty
 from luthier.data.examples import RECORDS
 from luthier.data.judgements import records
 from luthier.data.judgements.prompts import Asked, asked, texts
-from luthier.errors import UserError
+from luthier.errors import Interrupted, UserError
 
 ANSWERS = ("answer", "completion", "response", "output")  # columns of one output a line
 KINDS = ("prompt,completions,ranks", "prompt,completions,choice", "prompt,completions,scores", "prompt,chosen,rejected")
@@ -123,16 +123,37 @@ def of_run(name: str, samples: int, prompts: int, runs: Path) -> tuple[list[Outp
     folder = find(name, runs).path
     kept = folder / f"to-rank-{prompts}x{samples}.jsonl"
     if not kept.exists():
-        from luthier.folder import replace_text
-        from luthier.models.sampling import Sampling
-        from luthier.talk import generate
-
-        asked = list(_held_out(folder, prompts))
-        sampling = Sampling(max_new_tokens=128, temperature=1.0, samples=samples)
-        lines = generate(str(folder), asked, sampling=sampling, to=None, quiet=True, runs=runs)
-        told = [{"prompt": _prompt(asked[int(line["row"]) - 1]), "answer": line["answer"]} for line in lines]
-        replace_text(kept, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in told if one["answer"].strip()))
+        _sample(folder, kept, samples, prompts, runs)
     return of_file(str(kept)), folder
+
+
+def _sample(folder: Path, to: Path, samples: int, prompts: int, runs: Path) -> None:
+    """Answers of the run's model, a line each."""
+    from luthier.engine.log import Console
+    from luthier.engine.stop import Stop
+    from luthier.folder import replace_text
+    from luthier.models.sampling import Sampling
+    from luthier.talk import open_voice
+
+    voice, given = open_voice(str(folder), runs), list(_held_out(folder, prompts))
+    sampling = Sampling(max_new_tokens=128, temperature=1.0, samples=samples)
+    with Stop() as stop, Console(False).bar("outputs to judge", len(given) * samples) as bar:
+        begun: set[tuple[int, int]] = set()
+
+        def count(prompt: int, sample: int, token: int) -> None:
+            begun.add((prompt, sample))
+            bar.update(len(begun))
+
+        found = voice.write([voice.ids(one) for one in given], sampling, stop, count, fit=True)
+    if stop:
+        raise Interrupted(f"Stopped by {stop.reason}: the outputs were not finished, and nothing was kept.")
+    lines = [
+        {"prompt": _prompt(one), "answer": answer.text}
+        for one, several in zip(given, found, strict=True)
+        for answer in several
+        if answer.text.strip()
+    ]
+    replace_text(to, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def _prompt(asked: Any) -> Any:
@@ -142,10 +163,10 @@ def _prompt(asked: Any) -> Any:
 def _held_out(folder: Path, most: int) -> Iterator[Any]:
     """Prompts of the rows that the run did not learn from, evenly spread."""
     from luthier.engine.cache import Cache
+    from luthier.folder import Folder, recipe_of
     from luthier.gather import gather
-    from luthier.recipe import read
 
-    gathered = gather(read(folder / "recipe.yaml"), Cache().rows)
+    gathered = gather(recipe_of(Folder(folder)), Cache().rows)
     rows = gathered.splits.get(gathered.headline, gathered.splits["train"])
     if rows.kind not in ("messages", "prompt,completion") and "prompt" not in rows.table.column_names:
         raise UserError(
