@@ -552,7 +552,6 @@ MISTAKES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "all labels distinct": (_table({"text": TEXTS, "label": sentences(120, 9)}), "Nearly every row has another value in 'label'"),
     "no label": (_table({"review": TEXTS, "when": ["2024-01-02"] * 60 + ["2024-01-03"] * 60}), "No column looks like a label"),
     "unlabelled": (_table({"text": TEXTS, "label": [""] * 120}), "No column looks like a label"),
-    "preferences": (_table({"prompt": TEXTS, "chosen": sentences(120, 4), "rejected": sentences(120, 5)}), "preferred to others"),
     "answers that are empty": (_table({"prompt": TEXTS, "completion": [" "] * 119 + ["a"]}), "No column looks like a label|completion"),
     "Python lists": (_table({"text": TEXTS, "labels": ["['a', 'b']"] * 60 + ["['b']"] * 60}), "as Python prints them"),
     "Python lists of tags": (_table({"tokens": ["['a', 'b']"] * 9, "tags": ["['O', 'B']"] * 9}), "as Python prints them"),

@@ -6,6 +6,7 @@ names      what people call their columns
 tags       tables of tokens and tags
 roles      what a column may be used for
 guess      which column is the text, which the label
+judged     pairs, rankings, choices, scores and thumbs on what somebody wrote
 written    conversations, prompts and completions, texts to be learned themselves
 join       two columns that are one prompt
 base       what the base's own files tell: its tokenizer, its template, its longest row
@@ -110,7 +111,7 @@ def _refuse(checked: draft.Checked, roles: Roles, file: str) -> None:
     theirs, labels = roles.columns[roles.target], list(checked.labels)
     if not checked.rows:
         raise UserError(f"No row is usable; the first: {checked.bad[0][1]}.", where=f"{file}:{checked.bad[0][0]}")
-    if roles.task == "generate":
+    if roles.task in ("generate", "judge"):
         return
     if roles.task == "regress" and len({number_of(row["score"]) for row in checked.rows}) < 2:
         raise UserError(

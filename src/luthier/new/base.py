@@ -140,7 +140,11 @@ def lengths(base: Base, rows: Sequence[Mapping[str, Any]], kind: str) -> Lengths
 
 
 def _texts(row: Mapping[str, Any], kind: str) -> tuple[list[str], int]:
-    """The texts of a row, and the signs around them."""
+    """The texts of a row (of judgements its prompt and the longest completion), and the signs around them."""
+    if "completions" in row:
+        if not row["chat"]:
+            return [row["prompt"], max(row["completions"], key=len)], AROUND["prompt,completion"]
+        row, kind = {"prompt": row["prompt"], "completion": max(row["completions"], key=len), "tools": row["tools"]}, "messages"
     if kind == "text":
         return [row["text"]], AROUND[kind]
     if kind == "prompt,completion" and not row["chat"]:

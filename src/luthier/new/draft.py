@@ -20,6 +20,7 @@ from luthier.data.split import hash_split
 from luthier.errors import UserError
 from luthier.new import base as bases
 from luthier.new.base import Base, Lengths
+from luthier.new.judged import SAID
 from luthier.new.roles import Roles
 from luthier.new.sample import Sample
 from luthier.recipe import Data, Recipe, Train, read
@@ -74,7 +75,7 @@ def check(sample: Sample, roles: Roles) -> Checked:
             bad.append((line, f"{roles.columns.get(ours, ours)} {rest}"))
             continue
         good.append(told)
-        if roles.task not in ("regress", "generate"):
+        if roles.task not in ("regress", "generate", "judge"):
             labels.update(parsed[roles.target])
     return Checked(good, sorted(bad), labels)
 
@@ -99,7 +100,7 @@ def draft(
     Raises:
         UserError: for an unknown adapt, or too few rows to hold any out.
     """
-    writes = roles.task == "generate"
+    writes = roles.task in ("generate", "judge")
     kind, why = ("lora", WRITING) if writes else choose_adapt(checked, roles, has_gpu())
     kind, why = (adapt, "as asked for") if adapt else (kind, why)
     read({"model": model, "adapt": kind, "data": {"train": file}})  # a wrong adapt is told in the recipe's words
@@ -109,6 +110,8 @@ def draft(
     data |= {"label_separator": roles.separator} if roles.separator else {}
     data |= {"on_bad_row": "skip"} if checked.bad or not clean else {}
     told: dict[str, Any] = {"model": seen_from(to, model), "adapt": kind, "method": {"task": roles.task}, "data": data}
+    if roles.task == "judge":
+        return _judging(told, model, roles, checked, why)
     if writes:
         return _writing(told, model, roles, checked, why)
     recipe = Recipe.model_validate(told)
@@ -145,6 +148,21 @@ def _writing(told: dict[str, Any], model: str, roles: Roles, checked: Checked, w
     }[roles.kind]
     comments = _comments(recipe, roles, checked, what, why) | _about_writing(recipe, found, base, roles)
     return Drafted(recipe, comments, what, why, found.says())
+
+
+def _judging(told: dict[str, Any], model: str, roles: Roles, checked: Checked, why: str) -> Drafted:
+    """The recipe of a model that judges as the people did; those that move the writing model itself are named beside it."""
+    base = bases.find(model)
+    found = bases.lengths(base, checked.rows, roles.kind)
+    longest = bases.max_length(found, base, roles.kind)
+    chats = any(RECORDS[roles.kind].parse(row, None)["chat"] for row in checked.rows[:100])
+    template = {"template": "chatml"} if chats and base.writes and base.lacks_template else {}
+    recipe = Recipe.model_validate(told | {"method": {"kind": "reward", **template}, "train": {"max_length": longest}})
+    pairs = roles.kind in ("prompt,chosen,rejected", "prompt,completion,label", "prompt,completions,choice")
+    other = "preference" if pairs else "{kind: ranking, learner: policy}"
+    what = f"{SAID[roles.kind]}; a model learns to judge as these people do\nor: {other}, which moves the writing model itself"
+    comments = _comments(recipe, roles, checked, what, why) | _about_writing(recipe, found, base, roles)
+    return Drafted(recipe, comments, what.splitlines()[0], why, found.says())
 
 
 def _needs_template(base: Base, roles: Roles, checked: Checked) -> bool:
@@ -250,7 +268,7 @@ def _comments(recipe: Recipe, roles: Roles, checked: Checked, why_task: str, why
     others = ", ".join(kind for kind in adapts() if kind != recipe.adapt.kind)
     found["adapt.kind"] = f"{why_adapt}\nor: {others}; 'luthier show adapters' tells them apart"
     found["method.kind"] = _first_sentence(type(recipe.method))
-    found["method.kind" if roles.task == "generate" else "method.task"] = why_task
+    found["method.kind" if roles.task in ("generate", "judge") else "method.task"] = why_task
     found["data.columns"] = "which columns are read, ours: yours"
     for ours, theirs in recipe.data.columns.items():
         named = ours.startswith("other_")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from luthier.data.examples import RECORDS
 from luthier.errors import UserError
 from luthier.new.columns import Column
+from luthier.new.judged import judgements
 from luthier.new.names import (
     ABOUT,
     ASIDE,
@@ -19,7 +20,6 @@ from luthier.new.names import (
     META,
     NUMBERED,
     PAIRS,
-    PREFERENCE,
     SCORES,
     SURE,
     TEXTS,
@@ -48,7 +48,7 @@ def guess(columns: Sequence[Column], where: str) -> Roles:
     Raises:
         UserError: if no text or no label can be made out; the message says what each column looks like.
     """
-    roles = conversations(columns) or _tagging(columns, where)
+    roles = judgements(columns) or conversations(columns) or _tagging(columns, where)
     if roles is None and not _has_text_and_label(columns):
         roles = exchange(columns)
     if roles is None and len(columns) == 1:
@@ -90,7 +90,7 @@ def _labelled_or_not(columns: Sequence[Column], where: str) -> Roles:
 def _is_meant(columns: Sequence[Column]) -> bool:
     """A column that calls itself a label: that it can't be one is an error to be told."""
     told = [column for column in columns if plain(column.name) in ("label", "labels", "class", "sentiment", "target")]
-    return bool(told) or {plain(column.name) for column in columns} >= PREFERENCE
+    return bool(told)
 
 
 def _apart(roles: Roles, columns: Sequence[Column]) -> dict[str, str]:
@@ -221,13 +221,6 @@ def _can_be_label(column: Column) -> bool:
 
 
 def _no_label(rest: Sequence[Column], columns: Sequence[Column], where: str) -> UserError:
-    names = ", ".join(column.name for column in columns)
-    if {plain(column.name) for column in columns} >= PREFERENCE:
-        return UserError(
-            f"The columns {names} hold answers that were preferred to others, and no label.",
-            where=where,
-            hint="The preferred ones can be learned:  method: sft  and  data: {columns: {prompt: <yours>, completion: chosen}}.",
-        )
     likely = sorted(rest, key=lambda column: points(column.name, LABELS), reverse=True)
     best = likely[0]
     if points(best.name, LABELS) >= SURE and len(best.counts) > 1:

@@ -61,7 +61,6 @@ CONTEXTS = ("input", "context")  # stand beside an instruction or a question and
 CHATS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns")
 CORPUS = _listed("text content story body document passage article code")  # learned itself where nothing is its label
 META = frozenset(_listed("source split length version url platform device author user username meta dataset subset"))
-PREFERENCE = {"chosen", "rejected"}
 
 SURE = 50  # points from which a name is reason enough
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from luthier.new.columns import Column
 from luthier.new.draft import Checked, Drafted
+from luthier.new.judged import told
 from luthier.new.roles import Roles
 from luthier.new.sample import Sample, quoted
 from luthier.new.written import run_together
@@ -33,6 +34,7 @@ def found(path: Path, sample: Sample, columns: Sequence[Column], roles: Roles, c
             f"the first: line {line}, {why}"
         )
     together = run_together(checked.rows) if roles.kind == "prompt,completion" else ""
+    lines += told(checked.rows, roles.kind) if roles.task == "judge" else []
     return [*lines, *_rare(checked.labels, roles.task), *roles.notes, *([together] if together else [])]
 
 

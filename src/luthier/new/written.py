@@ -17,7 +17,7 @@ READABLE = ("text", "names", "ids", "yes or no", "whole numbers", "numbers", "da
 
 def conversations(columns: Sequence[Column]) -> Roles | None:
     """A column of messages, by its values; of several the one with the likeliest name."""
-    able = [column for column in columns if _holds_messages(column)]
+    able = [column for column in columns if holds_messages(column)]
     able = [column for column in able if plain(column.name) not in ("prompt", "completion", "chosen", "rejected")]
     if not able:
         return None
@@ -32,7 +32,7 @@ def conversations(columns: Sequence[Column]) -> Roles | None:
     return Roles("messages", "generate", {"messages": best.name}, why, None, tuple(notes))
 
 
-def _holds_messages(column: Column) -> bool:
+def holds_messages(column: Column) -> bool:
     """Most cells are lists of mappings with a role and what was said."""
     cells = column.filled[:LOOKED]
     spoken = [cell for cell in cells if _is_spoken(cell)]
@@ -66,7 +66,7 @@ def _exchange(columns: Sequence[Column], pairs: Sequence[tuple[str, str]]) -> Ro
         prompt, completion = named.get(one), named.get(two)
         if prompt is None or completion is None:
             continue
-        spoken = _holds_messages(prompt) or _holds_messages(completion)
+        spoken = holds_messages(prompt) or holds_messages(completion)
         if spoken or all(column.kind in READABLE and len(column.counts) > 1 for column in (prompt, completion)):
             return _roles(prompt, completion, named)
     return None
