@@ -116,8 +116,14 @@ def evaluate(
     extra = {name: _own(name) for name in own_metrics}
     if saved.about(folder.model).family == "language":
         from luthier import judge_text
+        from luthier.policy import evaluated
 
-        result = judge_text.evaluate(folder, data, extra, quiet, rows, new_tokens)
+        taught = read(folder.recipe).method.kind in ("preference", "ranking")
+        given = evaluated.rows_of(folder, data) if taught else None
+        if given is not None:
+            result = evaluated.evaluate(folder, given, data, extra, quiet, rows, new_tokens)
+        else:
+            result = judge_text.evaluate(folder, data, extra, quiet, rows, new_tokens)
         if not quiet:
             print(table(result), judge_text.side_by_side(result), sep="\n\n")
         return result
@@ -225,7 +231,7 @@ def probe_of(tuned: Tuned, cache: Cache, quiet: bool) -> Tuned:
 def table(result: Mapping[str, Any]) -> str:
     """The result of `evaluate` for the terminal."""
     ways = result["metrics"]
-    order = [way for way in ("majority", "bag-of-words", "base", "tuned") if way in ways]
+    order = [way for way in ("majority", "bag-of-words", "longer", "base", "tuned") if way in ways]
     rows = [[name, *(_cell(result, way, name) for way in order)] for name in ways["tuned"]]
     first = max(len(row[0]) for row in rows) + 2
     rest = max(24, *(len(cell) for row in rows for cell in row[1:])) + 2

@@ -29,7 +29,7 @@ from luthier.models import spoken
 from luthier.models.generate import Sampling, generate
 from luthier.models.language import LanguageModel
 from luthier.predict import Runner
-from luthier.recipe import read
+from luthier.recipe import SftSettings, read
 from luthier.run import overhead
 from luthier.speak import ends_of, opening, references, written
 
@@ -63,7 +63,7 @@ def evaluate(
     built = Built(model.to(device), base, about, parameters)
     speech = about.speech or {}  # it holds the text of a template whose file may be gone
     kept = {"template": speech["template"]} if "template" in speech and hasattr(recipe.method, "template") else {}
-    teach = method_of(recipe.method.model_copy(update=kept), str(speech.get("kind", rows.kind)))
+    teach = method_of(_settings(recipe.method).model_copy(update=kept), str(speech.get("kind", rows.kind)))
     view = language.view(rows, built, teach, teach.learn(rows), cache.rows, "evaluate")
     reads = any(metric.needs_answers or name not in metrics.METRICS for name, metric in own.items())
     few = rows.kind != "text" and len(view) <= ANSWERED
@@ -78,6 +78,11 @@ def evaluate(
     with (folder.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(result, ensure_ascii=False) + "\n")
     return result
+
+
+def _settings(method: Any) -> Any:
+    """How rows to be written are read; a policy that judgements taught reads them as sft does."""
+    return method if method.kind in ("sft", "supervised") else SftSettings(kind="sft", new_tokens=method.new_tokens)
 
 
 def _longest(view: TextView) -> int:

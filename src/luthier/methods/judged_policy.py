@@ -96,10 +96,10 @@ class Objective:
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Weights of the judgements that say something; tokens of what is likelihood; figures by their pairs."""
-        counts = {"loss": float(self.weights(batch).sum())}
+        counts = {"loss": _total(self.weights(batch))}
         if self.likelihood:
-            counts["sft"] = float((self._best(batch) * batch["tokens"][batch["index"]]).sum())
-        return counts | dict.fromkeys(FIGURES, float(_shares(batch).sum()))
+            counts["sft"] = _total(self._best(batch) * batch["tokens"][batch["index"]])
+        return counts | dict.fromkeys(FIGURES, _total(_shares(batch)))
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
         """The terms: loss, sft where it has weight, and figures of weight 0."""
@@ -225,6 +225,11 @@ def thumbs_of(batch: Batch) -> Tensor:
     set_apart = torch.where(here & (ranks == first), 1.0, torch.where(here & (ranks == last), 0.0, none))
     derived = torch.where(last > first, set_apart, none)
     return torch.where((batch["form"] == FORMS.index("thumb"))[:, None], values, derived)
+
+
+def _total(values: Tensor) -> float:
+    """The sum in double precision: counts of parts add up to that of the whole."""
+    return float(values.detach().cpu().double().sum())
 
 
 def _shares(batch: Batch) -> Tensor:

@@ -38,10 +38,7 @@ def untuned(case: Case) -> None:
         return
     objective = case.teach.objective(case.schema, job.device)
     base: Any = rows
-    found = base.columns["reference"]
-    if objective.normalised or needs.counts_tokens(objective.function):
-        found = found / np.maximum(base.tokens, 1)
-    ways = {"base": scoring.as_scores(base, found), "longer": scoring.as_scores(base, base.tokens.astype(float))}
+    ways = {"base": scoring.as_scores(base, likelihood(objective, base)), "longer": scoring.as_scores(base, base.tokens.astype(float))}
     job.record["baselines"], job.record["baseline_intervals"] = {}, {}
     for way, out in ways.items():
         job.record["baselines"][way], job.record["baseline_intervals"][way] = told(scored(out, base))
@@ -50,6 +47,13 @@ def untuned(case: Case) -> None:
         drawn = _drawn(case, base, "answers before")
     job.record["before"] = {"lengths": [] if drawn is None else drawn.lengths.tolist()}
     job.folder.keep({**job.folder.record(), **{key: job.record[key] for key in KEPT}})
+
+
+def likelihood(objective: Any, rows: Any) -> np.ndarray:
+    """(completions,) what the untuned model's own likelihood says: of tokens on average, where the loss goes by that."""
+    found: np.ndarray = rows.columns["reference"]
+    means = objective.normalised or needs.counts_tokens(objective.function)
+    return found / np.maximum(rows.tokens, 1) if means else found
 
 
 def scored(found: Preferred, rows: Any, extra: Mapping[str, metrics.Metric] | None = None) -> dict[str, Interval]:
@@ -94,10 +98,8 @@ def _method(case: Case) -> dict[str, Any]:
 def _headline(case: Case, record: dict[str, Any], rows: Any, found: Preferred) -> None:
     objective = case.teach.objective(case.schema, case.job.device)
     start = scoring.outputs(case.built.model, objective, rows, rows.columns["reference"])
-    base = rows.columns["reference"]
-    if objective.normalised or needs.counts_tokens(objective.function):
-        base = base / np.maximum(rows.tokens, 1)
-    gains = metrics.compare("prefer", scoring.as_scores(rows, base), found, groups=rows.judged.item)
+    base = scoring.as_scores(rows, likelihood(objective, rows))
+    gains = metrics.compare("prefer", base, found, groups=rows.judged.item)
     record["difference"] = {
         name: [one.value, one.low, one.high] for name, one in gains.items() if math.isfinite(one.value)
     }
@@ -144,7 +146,7 @@ def prompts_of(rows: Any, items: np.ndarray) -> list[list[int]]:
     return [rows.row(int(rows.judged.starts[item]))["prompt"].tolist() for item in items]
 
 
-def _spread(rows: Any, most: int) -> np.ndarray:
+def spread(rows: Any, most: int) -> np.ndarray:
     """At most so many items that are judged, evenly spread."""
     items = np.unique(rows.judged.item)
     return items[np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).astype(np.int64))] if most else items[:0]
@@ -152,7 +154,7 @@ def _spread(rows: Any, most: int) -> np.ndarray:
 
 def _answers(case: Case, rows: Any) -> list[dict[str, Any]]:
     """Greedy answers to a few prompts, beside what was judged best."""
-    items = _spread(rows, case.teach.samples)
+    items = spread(rows, case.teach.samples)
     if not len(items):
         return []
     sampling = Sampling(max_new_tokens=case.teach.new_tokens)
@@ -182,7 +184,7 @@ def spelled(text: Any) -> str:
 
 def _drawn(case: Case, rows: Any, what: str) -> drift.Drawn | None:
     """Answers at temperature 1 to held-out prompts, several to each where there are few."""
-    items = _spread(rows, case.teach.drift)
+    items = spread(rows, case.teach.drift)
     if not len(items):
         return None
     each = -(-case.teach.drift // len(items))

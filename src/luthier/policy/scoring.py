@@ -103,14 +103,19 @@ def sums(model: Any, view: JudgedView, runner: Runner, forms: Sequence[str], wha
 
 def kl_of(model: Any, others: Strangers, runner: Runner) -> float:
     """KTO's z over a whole split."""
+    return float(max(0.0, gaps(model, others, runner).mean()))
+
+
+def gaps(model: Any, others: Strangers, runner: Runner) -> np.ndarray:
+    """(judgements,) log-probabilities of others' completions, less those under the reference."""
     assert others.reference is not None
     model.eval()
-    gaps = np.zeros(len(others))
+    found = np.zeros(len(others))
     for ids in sweep(others.lengths(), len(others), limit=runner.limit, overhead=runner.overhead):
-        gaps[ids] = sums_of(model, others.batch(ids), runner.device, runner.precision) - others.reference[ids]
+        found[ids] = sums_of(model, others.batch(ids), runner.device, runner.precision) - others.reference[ids]
         if runner.stop:
             raise Interrupted(f"Stopped by {runner.stop.reason} while completions were scored.")
-    return float(max(0.0, gaps.mean()))
+    return found
 
 
 @torch.no_grad()

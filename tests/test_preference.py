@@ -1,0 +1,242 @@
+"""Preferences on the policy: every loss in a run, its fixed value at step 0, bundles equal to rows, no second model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from judged_rows import judged_file, judged_rows, lines_of, policy_view, tune
+from luthier.engine.loss import combine, total_counts
+from luthier.errors import UserError
+from luthier.judge import evaluate
+from luthier.methods.judged_policy import Objective, summed
+from luthier.methods.objectives import listwise, preference
+from luthier.models import load
+from luthier.models.language import LanguageModel
+from luthier.policy import held_out, reference
+from luthier.talk import generate
+
+# loss -> judgements, and the loss of one of them where the policy is its reference
+FIXED: dict[str, tuple[str, float | None]] = {
+    "dpo": ("pairs", math.log(2)), "cdpo": ("pairs", math.log(2)), "robust": ("rankings", math.log(2)),
+    "ipo": ("pairs", 25.0), "hinge": ("choices", 1.0), "slic": ("pairs", None), "kto": ("thumbs", 0.5),
+    "orpo": ("pairs", None), "simpo": ("scores", None), "cpo": ("pairs", None), "choice": ("choices", math.log(3)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.build_causal("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("judged")
+    kinds = ("pairs", "rankings", "choices", "scores", "thumbs")
+    return {kind: judged_file(folder / f"{kind}.jsonl", judged_rows(kind)) for kind in kinds}
+
+
+def test_every_loss_is_tried_here() -> None:
+    assert set(FIXED) == set(preference.LOSSES)
+
+
+@pytest.mark.parametrize("loss", FIXED)
+def test_a_run_of_every_loss(loss: str, base: str, files: dict[str, Path], tmp_path: Path) -> None:
+    kind, fixed = FIXED[loss]
+    adapt = "lora" if loss in ("dpo", "kto", "simpo") else "full"
+    done = tune(base, {"kind": "preference", "loss": loss}, files[kind], tmp_path, loss, adapt)
+    record = done.record
+    assert [line["name"] for line in record["proofs"] if not line["passed"]] == []
+    first = lines_of(done.folder)[0]
+    if fixed is not None:
+        assert first["train/loss"] == pytest.approx(fixed, rel=1e-5)
+    assert done.metrics["loss"] < (first["train/loss"] if loss not in ("orpo", "cpo") else math.inf)
+    assert done.metrics["pair-accuracy"] > 0.6
+    assert done.metrics["reward-margin"] > 0
+    assert ("train/sft" in first) == (loss in ("orpo", "cpo"))
+    assert {"kl", "length", "length_before"} <= set(record["preference"]["drift"])
+    assert (done.folder / "report.html").is_file()
+    assert "could not be drawn" not in done.report.read_text(encoding="utf-8")
+
+
+def _gradient(objective: Objective, model: LanguageModel, parts: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    totals = total_counts(objective, parts)
+    loss = torch.stack([combine(objective.loss(model, part), totals) for part in parts]).sum()
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    flat = [torch.zeros(1, dtype=torch.float64) if one is None else one.flatten() for one in found]
+    return torch.cat([loss.detach()[None], *flat])
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp64 all through: norms of transformers go by way of fp32, which rounds."""
+    single = torch.Tensor.float
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self if self.dtype == torch.float64 else single(self))
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("name", [*tiny.DECODERS, *tiny.SEQ2SEQ])
+def test_a_bundle_is_its_rows_in_loss_and_gradient(name: str, tmp_path: Path) -> None:
+    """Prompts are longer than any window of these models; fp64."""
+    model = LanguageModel(tiny.causal_of(name))
+    _, tokenizer, names = tiny.BUILDERS[name]()
+    fast = tiny.transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names)
+    view = policy_view(judged_rows("rankings", 3), fast, model, tmp_path)
+    assert view.prompts.min() > tiny.WINDOW
+    assert view.held
+    view.columns["reference"] = np.random.default_rng(1).normal(-20.0, 2.0, len(view.sizes))
+    every = np.arange(len(view))
+    for objective in (Objective(preference.dpo, {"beta": 0.1}, 0.3), Objective(listwise.pl_dpo, {"beta": 0.1})):
+        alone = _gradient(objective, model, [view.batch([one], "rows") for one in every])
+        for form in view.forms:
+            together = _gradient(objective, model, [view.batch(every, form)])
+            assert (together - alone).abs().max() <= 1e-9 * alone.abs().max(), (name, form)
+
+
+def test_an_answer_in_many_judgements_is_read_once(base: str, tmp_path: Path) -> None:
+    model = LanguageModel(tiny.causal_of("llama"))
+    view = policy_view(judged_rows("rankings", 3), load.find(base).tokenizer, model, tmp_path)
+    batch = view.batch(np.arange(6), "bundles")
+    assert len(batch["pieces_of"]) == 12  # two people judged four answers each, to three prompts
+    assert batch["input_ids"].shape[0] == 3
+    assert len(batch["ranks"]) == 6
+
+
+def test_the_reference_is_read_once_for_all_ways(
+    base: str, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """full, lora and another loss share one column; and while they train one model is in memory."""
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    filled, loaded = [], []
+    inner, causal = reference._fill, load.causal
+    monkeypatch.setattr(reference, "_fill", lambda *args: filled.append(1) or inner(*args))
+    monkeypatch.setattr(load, "causal", lambda *args, **options: loaded.append(1) or causal(*args, **options))
+    for name, adapt, loss in (("a", "full", "dpo"), ("b", "lora", "dpo"), ("c", "full", "ipo")):
+        before = len(loaded)
+        tune(base, {"kind": "preference", "loss": loss}, files["pairs"], tmp_path, name, adapt)
+        assert len(loaded) - before == 2  # to learn, and to check what was saved
+    assert len(filled) == 3  # train, eval and test, once
+
+
+def test_resumed_is_uninterrupted(
+    base: str, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.engine.loop import Loop
+
+    method = {"kind": "preference", "loss": "kto"}
+    whole = tune(base, method, files["rankings"], tmp_path, "whole", steps=6, save_every=2)
+    inner = Loop._log
+
+    def log(self: Any, step: Any, *rest: Any) -> None:
+        inner(self, step, *rest)
+        if step.number == 4:
+            raise RuntimeError("the machine is lost")
+
+    monkeypatch.setattr(Loop, "_log", log)
+    with pytest.raises(RuntimeError):
+        tune(base, method, files["rankings"], tmp_path, "part", steps=6, save_every=2)
+    monkeypatch.setattr(Loop, "_log", inner)
+    again = tune(base, method, files["rankings"], tmp_path, "part", steps=6, save_every=2, resume=True)
+    assert lines_of(again.folder) == lines_of(whole.folder)
+    one, two = (load_file(done.folder / "model" / "model.safetensors") for done in (whole, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert again.metrics == whole.metrics
+    assert again.record["preference"] == whole.record["preference"]
+
+
+def test_dropout_is_off_so_that_the_policy_is_its_reference(files: dict[str, Path], tmp_path: Path) -> None:
+    noisy = tiny.build_causal("gpt2", tmp_path / "gpt2", resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3)
+    off = tune(noisy, {"kind": "preference"}, files["pairs"], tmp_path, "off", steps=2)
+    on = tune(noisy, {"kind": "preference", "dropout": True}, files["pairs"], tmp_path, "on", steps=2)
+    assert lines_of(off.folder)[0]["train/loss"] == pytest.approx(math.log(2), rel=1e-5)
+    assert lines_of(on.folder)[0]["train/loss"] != pytest.approx(math.log(2), rel=1e-3)
+
+
+def test_z_of_kto_is_the_whole_steps(base: str, tmp_path: Path) -> None:
+    from luthier.policy.scoring import strangers
+
+    model = LanguageModel(tiny.causal_of("llama"))
+    view = policy_view(judged_rows("thumbs", 8), load.find(base).tokenizer, model, tmp_path)
+    view.columns["reference"] = np.full(len(view.sizes), -30.0)
+    others = strangers(view, 128, 0)
+    owner = view.item_of[others.completion]
+    assert (owner != view.judged.item).all()
+    view.others = type(others)(view, others.completion, 128, np.full(len(view), -40.0))
+    objective = Objective(preference.kto, {"beta": 0.1})
+    assert not objective.splits
+    batch = view.with_others(np.arange(8), "rows")
+    with torch.no_grad():
+        sums = summed(model.logprobs(batch), batch)
+        strange = {name.removeprefix("other/"): value for name, value in batch.items() if name.startswith("other/")}
+        z = max(0.0, float((summed(model.logprobs(strange), strange) + 40.0).mean()))
+        term = objective.loss(model, batch)["loss"]
+    up = batch["values"][:, 0] > 0
+    beyond = 0.1 * (sums[batch["index"][:, 0]] + 30.0 - z)
+    wanted = torch.where(up, 1 - torch.sigmoid(beyond), 1 - torch.sigmoid(-beyond))
+    assert term.sum.item() == pytest.approx(float(wanted.sum()), rel=1e-9)
+    assert term.count == 8
+
+
+def test_a_run_is_used_as_any_that_writes(base: str, files: dict[str, Path], tmp_path: Path) -> None:
+    done = tune(base, {"kind": "preference"}, files["pairs"], tmp_path, "used", "lora", steps=12, lr=5e-3)
+    found = evaluate("used", str(files["rankings"]), runs=tmp_path, quiet=True, new_tokens=3)
+    assert found["metrics"]["tuned"]["pair-accuracy"] > found["metrics"]["base"]["pair-accuracy"]
+    assert found["difference"]["pair-accuracy"][1] > 0
+    assert {"prompt", "reference", "base", "tuned"} <= set(found["answers"][0])
+    (line,) = generate("used", "what do we say", runs=tmp_path, quiet=True)
+    assert line["answer"]
+    texts = judged_file(tmp_path / "texts.jsonl", [{"prompt": "what", "completion": " bread"}] * 2)
+    assert "loss" in evaluate("used", str(texts), runs=tmp_path, quiet=True, new_tokens=3)["metrics"]["tuned"]
+    moved = done.record["preference"]
+    assert moved["chosen"]["after"] > moved["chosen"]["before"]
+    assert done.record["preference"]["drift"]["kl"] > 0
+
+
+def test_a_fall_of_both_is_told_with_the_remedy() -> None:
+    class Case:
+        class teach:
+            kind, loss = "preference", "dpo"
+
+    fell = {"before": -50.0, "after": -60.0, "change": [-10.0, -12.0, -8.0]}
+    rose = {"before": -50.0, "after": -48.0, "change": [2.0, 1.0, 3.0]}
+    case: Any = Case
+    for chosen, warned in ((fell, 1), (rose, 0)):
+        record: dict[str, Any] = {"preference": {"chosen": chosen, "rejected": fell}, "warnings": []}
+        held_out._falls(case, record)
+        assert len(record["warnings"]) == warned
+    record = {"preference": {"chosen": fell, "rejected": fell}, "warnings": []}
+    held_out._falls(case, record)
+    assert "sft: 0.2" in record["warnings"][0]
+    assert "10.00 nats" in record["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "words"),
+    [
+        ({"loss": "dop"}, "pairs", ["'dop'", "dpo"]),
+        ({"loss": "dpo", "label_smoothing": 0.1}, "pairs", ["label_smoothing", "beta"]),
+        ({"loss": "simpo", "per_token": True}, "pairs", ["per_token", "already"]),
+        ({"loss": "ipo", "margin": "use"}, "pairs", ["margin", "dpo"]),
+        ({"loss": "dpo"}, "thumbs", ["thumbs", "kto"]),
+    ],
+)
+def test_what_means_nothing_is_refused(
+    method: dict[str, Any], kind: str, words: list[str], base: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        tune(base, {"kind": "preference", **method}, files[kind], tmp_path, "bad")
+    assert all(word in f"{error.value.given} {error.value.hint}" for word in words), error.value
+
+
+def test_an_encoder_can_not_prefer(tinies: dict[str, str], files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="encoder") as error:
+        tune(tinies["bert"], {"kind": "preference"}, files["pairs"], tmp_path, "bad")
+    assert "reward" in str(error.value.hint)
