@@ -71,10 +71,10 @@ def attempt(case):
     report.write = lambda folder: Path(folder, "report.html").touch()
     ids = open(case["ids"], "a")
     inner = loop.Loop._log
-    def log(self, step, loss, norm):
+    def log(self, step, loss, norm, terms):
         ids.write(json.dumps([step.number, step.ids.tolist()]) + "\n")
         ids.flush()
-        inner(self, step, loss, norm)
+        inner(self, step, loss, norm, terms)
     loop.Loop._log = log
     deed = {"KILL": lambda: os.kill(os.getpid(), signal.SIGKILL), "TERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
             "INT": lambda: os.kill(os.getpid(), signal.SIGINT), "FULL": lambda: full(case)}.get(case.get("deed"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +10,13 @@ import torch
 from luthier.adapters import ADAPTERS
 from luthier.adapters.structure import plain
 from luthier.errors import UserError
-from luthier.folder import last_stage
-from luthier.models import belongs, load, saved
+from luthier.models import load
 from luthier.models.heads import Head, TaskModel
 from luthier.models.saved import About, weights_hash
-from luthier.recipe import Recipe, SetFitSettings, SupervisedSettings
+from luthier.recipe import Recipe
+from luthier.start import backbone_of, base_of, last_layer
+
+__all__ = ["Built", "base_of", "build", "checkpointing", "default_pooling", "new_head"]
 
 # With these poolings the architecture's own class can express the head, and `export` writes that class.
 OWN_HIDDEN = {
@@ -35,6 +36,8 @@ class Built:
     base: load.Base
     about: About
     parameters: int
+    said: tuple[str, ...] = ()  # what carried over from an earlier run
+    carried: bool = False  # its last layer too
 
     @property
     def trainable(self) -> int:
@@ -47,29 +50,6 @@ class Built:
         return sum(p.numel() for p in self.model.parameters())
 
 
-def base_of(recipe: Recipe) -> load.Base:
-    """The pretrained model of the recipe; a run's name or folder stands for its tuned model."""
-    return load.find(str(_run_model(recipe.model.name)), recipe.model.revision, where=recipe.where("model"))
-
-
-def model_folder(name: str) -> Path | None:
-    """The model folder of a run, where the name is that of a run (of several stages, of the last one)."""
-    for path in (Path(name), Path("runs") / name):
-        found = last_stage(path) / "model"
-        if (found / saved.ABOUT).is_file():
-            return found
-    return None
-
-
-def _run_model(name: str) -> Any:
-    """What stands on the disk for a run's tuned model: its own folder, or the base of an adapter or a head."""
-    path = model_folder(name)
-    if path is None:
-        return name
-    told = saved.about(path)
-    return path if told.stores == "model" else told.base
-
-
 def build(
     recipe: Recipe, base: load.Base, task: str, labels: tuple[str, ...], max_length: int, precision: str
 ) -> Built:
@@ -78,41 +58,32 @@ def build(
     Raises:
         UserError: for a combination that means nothing.
     """
-    adapter, options, settings = ADAPTERS[recipe.adapt.kind], recipe.adapt, recipe.method
-    assert isinstance(settings, SupervisedSettings | SetFitSettings)
-    pooling = "none" if task == "tag" else settings.pooling or default_pooling(base, recipe.adapt.kind)
-    source = run_folder(recipe.model.name)
-    unquantized(recipe, source)
-    if source is not None:
-        _, backbone = saved.tuned_backbone(source)
-    else:
-        place = recipe.where("method", "layer")
-        backbone = load.backbone(
-            base, attention=recipe.model.attention, layer=settings.layer, quantize=recipe.model.quantize, where=place
-        )
-        belongs.check(backbone, base.tokenizer, base.name, recipe.where("model"))
+    adapter, kind = ADAPTERS[recipe.adapt.kind], recipe.adapt.kind
+    asked = "none" if task == "tag" else getattr(recipe.method, "pooling", None)
+    start = backbone_of(recipe, base)
+    base, backbone = start.base, start.model
     base_hash = weights_hash(backbone)
     parameters = sum(p.numel() for p in backbone.parameters())
     try:
-        backbone = adapter.attach(backbone, options, recipe.seed)
+        backbone = adapter.attach(backbone, recipe.adapt, recipe.seed)
     except ValueError as error:
         raise UserError(f"{error}.", where=recipe.where("adapt")) from None
-    hidden = (
-        OWN_HIDDEN.get(base.config.model_type)
-        if pooling == "cls" and base.encoder and recipe.adapt.kind != "head"
-        else None
-    )
-    head = new_head(recipe, base, task, labels, pooling, hidden)
-    if hidden is not None and base.config.model_type == "bert":
-        head.start_from(load.pooler(base))
+    last = last_layer(start, task, labels, asked, _dropout(base, kind))
+    pooling = last.pooling or asked or default_pooling(base, kind)
+    head, hidden = last.head, last.hidden
+    if head is None:
+        hidden = OWN_HIDDEN.get(base.config.model_type) if pooling == "cls" and base.encoder and kind != "head" else None
+        head = new_head(recipe, base, task, labels, pooling, hidden)
+        if hidden is not None and base.config.model_type == "bert" and base.random is None:
+            head.start_from(load.pooler(base))
     if recipe.train.gradient_checkpointing:
         checkpointing(backbone, recipe)
     about = About(
-        base.name if source is None else str(source), base_hash, recipe.model.revision, recipe.adapt.kind, adapter.stores, task,
-        labels, pooling, settings.layer, hidden, max_length, recipe.model.attention, precision,
-        quantize=recipe.model.quantize,
+        start.kept["base"], base_hash, start.kept["revision"], kind, adapter.stores, task, labels, pooling, start.kept["layer"],
+        hidden, max_length, recipe.model.attention, precision, quantize=start.kept["quantize"], random=start.kept.get("random"),
     )  # fmt: skip
-    return Built(TaskModel(backbone, head, pooling), base, about, parameters)
+    model = TaskModel(backbone, head, pooling)
+    return Built(model, base, about, parameters, (*start.said, *last.said), last.head is not None)
 
 
 def new_head(
@@ -131,24 +102,6 @@ def new_head(
 def default_pooling(base: load.Base, adapt: str) -> str:
     """The mean of the token states: the best single choice for frozen features of encoders and decoders alike."""
     return "mean"
-
-
-def run_folder(name: str) -> Path | None:
-    """The model folder of an earlier run that stores an adapter or a head."""
-    path = model_folder(name)
-    if path is None:
-        return None
-    told = saved.about(path)
-    return path if told.stores == "adapter" or (told.stores, told.family) == ("head", "language") else None
-
-
-def unquantized(recipe: Recipe, earlier: Path | None) -> None:
-    """A run's tuned model is kept as it is: `quantize` is for pretrained models."""
-    if earlier is not None and recipe.model.quantize is not None:
-        raise UserError(
-            f"model.quantize: {recipe.model.quantize} is for a pretrained model; {recipe.model.name!r} is a run.",
-            where=recipe.where("model", "quantize"), hint="Leave it out, or export the run and name that folder.",
-        )  # fmt: skip
 
 
 def _dropout(base: load.Base, adapt: str) -> float:

@@ -113,6 +113,7 @@ class Moved:
     def __init__(self, model: nn.Module, steps: int, tell: Callable[[dict[str, Any]], None]) -> None:
         self.model, self.steps, self.tell = model, steps, tell
         self.before = self._sums()
+        self.learned = self._learns()
         self.result: dict[str, Any] | None = None
 
     def _sums(self) -> dict[str, tuple[float, float]]:
@@ -122,13 +123,15 @@ class Moved:
                 for name, p in self.model.named_parameters()
             }
 
+    def _learns(self) -> set[str]:
+        return {name for name, p in self.model.named_parameters() if p.requires_grad}
+
     def __call__(self, step: int) -> None:
         """After a step."""
         if step != self.steps or self.result is not None:
             return
-        after = self._sums()
-        learns = {name for name, p in self.model.named_parameters() if p.requires_grad}
-        still = sorted(name for name in learns if after[name] == self.before[name])
+        after, learns = self._sums(), self._learns()  # a schedule may have unfrozen some since
+        still = sorted(name for name in learns & self.learned if after[name] == self.before[name])
         moved = sorted(name for name in after if name not in learns and after[name] != self.before[name])
         wrong = still + moved
         frozen = len(after) - len(learns)

@@ -49,6 +49,7 @@ MOVES = {
     "none": "nothing",
     "full": "everything",
     "last-n": "the last blocks and the final norm",
+    "gradual": "everything, opened from the top",
     "bitfit": "the biases",
     "norm": "the norms",
     "lora": "low-rank updates in every block",
@@ -70,7 +71,7 @@ def where_it_moves(built: Built) -> str:
     what = MOVES.get(kind, "the adapter")
     if kind == "head":
         what = "the output layer" if writes else "the new last layer"
-    elif not writes and kind not in ("full", "none"):
+    elif not writes and kind not in ("full", "gradual", "none"):
         what += ", and the new last layer"
     return f"{what}: {built.trainable:,} of {built.total:,} parameters ({percent(built.trainable, built.total)})"
 

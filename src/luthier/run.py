@@ -39,6 +39,7 @@ from luthier.gather import Gathered, gather
 from luthier.methods import method as method_of
 from luthier.models.load import Base
 from luthier.recipe import Recipe, Stages, read_any
+from luthier.recipe.stages import probe_then_tune
 from luthier.training import Case, Job, metric_of
 
 FEWEST_STEPS, MOST_EPOCHS = 150, 25  # of a run whose recipe names neither steps nor epochs
@@ -87,6 +88,8 @@ def run(
         Interrupted: on Ctrl-C or SIGTERM, after saving.
     """
     recipe = read_any(source, sets)
+    if isinstance(recipe, Recipe) and recipe.adapt.kind == "lp-ft":
+        name, recipe = name or recipe.name or run_folder.name_of(recipe, (*sets, *said)), probe_then_tune(recipe)
     if isinstance(recipe, Stages):
         from luthier.stages import run_stages
 
@@ -132,6 +135,9 @@ def _run(job: Job, name: str, again: bool) -> Result:
     if again and saved_at is None:
         job.console.say("The run has no checkpoint yet: it starts from the beginning.")
     case, family = case_of(job, saved_at)
+    for sentence in case.built.said:
+        job.console.say(sentence)
+    job.record["started_from"] = list(case.built.said)
     job.console.say(record.sentence(case, family.says(case)))
     family.before(case)
     if getattr(case.teach, "still", False):  # nothing moves: the model is asked as it is
@@ -167,6 +173,11 @@ def case_of(
 ) -> tuple[Case, Family]:
     """Rows (or those gathered before), what they say to the method, and the model that is to learn it."""
     recipe = job.recipe
+    if recipe.adapt.kind == "lp-ft":
+        raise UserError(
+            "adapt: lp-ft is two runs, and here one is needed.", where=recipe.where("adapt"),
+            hint="Tune the probe (adapt: head), then name that run as the model and search the second stage.",
+        )  # fmt: skip
     gathered = gather(recipe, job.cache.rows) if gathered is None else gathered
     train = gathered.splits["train"]
     teach = method_of(recipe.method, train.kind)

@@ -12,6 +12,7 @@ import torch
 from luthier import folder as run_folder
 from luthier import proofs
 from luthier.adapters import ADAPTERS, default_lr, hooks
+from luthier.adapters.depth import decayed
 from luthier.adapters.freeze import train_mode
 from luthier.build import Built
 from luthier.data.loader import Loader, Plan
@@ -121,16 +122,19 @@ def loop_of(case: Case, family: Family, saved_at: checkpoint.Checkpoint | None) 
     """The loop of this run, ready to start or to go on."""
     evaluate = family.evaluation(case)
     job, built, plan, precision = case.job, case.built, case.plan, case.precision
-    train, kind = job.recipe.train, job.recipe.adapt.kind
-    lr = train.lr or default_lr(kind, built.base.width) * getattr(case.teach, "rate", 1.0)
-    head_lr = train.head_lr or (max(lr, ADAPTERS[kind].head_lr) if kind != "head" else lr)
-    decay = ADAPTERS[kind].decay if train.weight_decay is None else train.weight_decay
-    groups = optimizer.groups(built.model, lr, decay, {"head.": head_lr})
+    train = job.recipe.train
+    lr, head_lr, decay = _rates(case)
+    special = {"head.": head_lr}
+    if train.layer_decay is not None:
+        deep = decayed(built.model.backbone, lr, train.layer_decay)
+        special |= {f"backbone.{name}": rate for name, rate in deep.items()}
+    groups = optimizer.groups(built.model, lr, decay, special)
     loader = loader_of(case, family)
     settings = Settings(
         plan.steps, train.schedule, train.warmup, train.clip, precision,
         train.save_every or max(1, plan.steps // 10), train.eval_every or max(loader.per_epoch, plan.steps // 40),
         0 if job.light else train.keep, train.patience, case.metric[0], case.metric[1].higher_is_better,
+        first=built.carried,
     )  # fmt: skip
     identity = {} if job.light else _identity(case)
     trackers = [] if job.light else train.trackers
@@ -154,6 +158,18 @@ def loop_of(case: Case, family: Family, saved_at: checkpoint.Checkpoint | None) 
     return loop
 
 
+def _rates(case: Case) -> tuple[float, float, float]:
+    """Peak rate, that of the last layer, and weight decay: the recipe's, or those of the adapter's row.
+
+    A new last layer has a higher rate than what was pretrained; one that carried over from an earlier run has not.
+    """
+    train, built = case.recipe.train, case.built
+    row, kind = ADAPTERS[case.recipe.adapt.kind], case.recipe.adapt.kind
+    lr = train.lr or default_lr(kind, built.base.width) * getattr(case.teach, "rate", 1.0)
+    fresh = lr if kind == "head" or built.carried else max(lr, row.head_lr)
+    return lr, train.head_lr or fresh, row.decay if train.weight_decay is None else train.weight_decay
+
+
 def _identity(case: Case) -> dict[str, Any]:
     """What must be the same when the run goes on."""
     job, built = case.job, case.built
@@ -169,9 +185,10 @@ def _hooks(case: Case, family: Family) -> Hooks | None:
     try:
         found = hooks(case.built.model.backbone)
         if found is not None:
-            found.begin(case.plan.steps)
+            found.begin(case.plan.steps, case.plan.steps / case.plan.epochs)
     except ValueError as error:
         raise UserError(f"{error}.", where=case.recipe.where("adapt")) from None
+    case.job.record |= {} if found is None else found.told()
     own: list[Hooks] = family.hooks(case) if hasattr(family, "hooks") else []
     return composed([*([] if found is None else [found]), *own])
 
@@ -212,7 +229,7 @@ def take_best(loop: Loop, built: Built) -> str | None:
     best = loop.folder / "best"
     if best.exists() and loop.progress.best is not None:
         try:
-            load_learned(built.model, checkpoint.load(best).tensors["model"])
+            load_learned(built.model, checkpoint.load(best).tensors["model"], loop.optimizer)
         except ValueError as error:
             return f"The best weights in {best} are damaged ({error}); those of the last step are taken."
     return None

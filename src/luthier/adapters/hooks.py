@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from luthier.adapters import wrap
+from luthier.adapters.gradual import Unfreezing, is_gradual
 
 WARM_UP, SETTLED = 0.1, 0.3  # shares of the steps before ranks are cut, and after the last cut (as in the paper's runs)
 
@@ -34,7 +35,11 @@ class RankAllocation:
                 f"ADALORA cuts ranks from init_r down to target_r: {self.config.init_r} to {self.config.target_r} leaves nothing to cut"
             )
 
-    def begin(self, steps: int) -> None:
+    def told(self) -> dict[str, Any]:
+        """Nothing for the record: the options say it."""
+        return {}
+
+    def begin(self, steps: int, per_epoch: float = 1.0) -> None:
         """Spread the schedule over the steps; what the user chose stays.
 
         Raises:
@@ -90,12 +95,14 @@ class RankAllocation:
         self.config.rank_pattern = values["ranks"]
 
 
-def hooks(model: nn.Module) -> RankAllocation | None:
-    """The hooks of the attached adapter, or None: all but AdaLoRA need none.
+def hooks(model: nn.Module) -> RankAllocation | Unfreezing | None:
+    """The hooks of the attached adapter, or None: all but AdaLoRA and gradual unfreezing need none.
 
     Raises:
         ValueError: for options with which the adapter can't work.
     """
+    if is_gradual(model):
+        return Unfreezing(model)
     return RankAllocation(model) if _adalora(model) else None
 
 

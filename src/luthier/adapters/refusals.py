@@ -25,7 +25,7 @@ def refused(kind: str, model: nn.Module, task: str, options: Any = None) -> str 
     name = type(plain(model)).__name__
     if task == "generate" and structure(model).output is None:
         return f"{name} reads text and writes none: it has no output layer over tokens. Take a decoder, or an encoder-decoder"
-    if kind in ("full", "last-n") and is_quantized(model):
+    if kind in ("full", "last-n", "gradual") and is_quantized(model):
         return f"adapt: {kind} moves the weights themselves, and those of a quantised base can't learn. These can: lora, dora, norm"
     rule = _RULES.get(kind)
     return rule(model, name, task, options) if rule is not None else None

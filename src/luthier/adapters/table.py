@@ -12,6 +12,7 @@ from luthier.adapters import layers
 from luthier.adapters.bitfit import attach_bitfit
 from luthier.adapters.bottleneck import attach_bottleneck
 from luthier.adapters.freeze import freeze, unfreeze_last, untie
+from luthier.adapters.gradual import attach_gradual
 from luthier.adapters.passed import attach_peft
 from luthier.adapters.pissa import attach_pissa
 from luthier.adapters.prompts import attach_p_tuning, attach_prefix, attach_prompt
@@ -21,10 +22,12 @@ from luthier.recipe import (
     Bottleneck,
     Dora,
     Full,
+    Gradual,
     Head,
     Ia3,
     LastN,
     Lora,
+    LpFt,
     Norm,
     Peft,
     Pissa,
@@ -32,6 +35,7 @@ from luthier.recipe import (
     Prompt,
     PTuning,
     RsLora,
+    read,
 )
 
 REFERENCE_WIDTH = 768  # the width at which the default rates of the table hold
@@ -113,6 +117,12 @@ def _last_n(model: nn.Module, options: LastN, seed: int, task: str) -> nn.Module
     return model
 
 
+def _lp_ft(model: nn.Module, options: LpFt, seed: int, task: str) -> nn.Module:
+    """What its second stage moves, for whoever asks without training it: `run` runs the two stages."""
+    second = read({"model": "pocket", "adapt": options.then, "data": {"train": "none"}}).adapt
+    return ADAPTERS[options.then].attach(model, second, seed, task)
+
+
 ADAPTERS: dict[str, Adapter] = {
     "head": Adapter(
         doc="feature extraction: the pretrained model is frozen, only the new last layer learns, on cached features",
@@ -128,6 +138,16 @@ ADAPTERS: dict[str, Adapter] = {
         doc="the last n blocks, the final norm and the new last layer learn, on cached activations below them",
         how=_last_n, options=LastN, lr=1e-4, scales=True, epochs=8, head_lr=3e-3, decay=0.01, stores="model",
         identity=True, off_is_base=False, merges=True, caches=True, bundles=True, packs=True, checkpointing=True,
+    ),
+    "gradual": Adapter(
+        doc="full fine-tuning that opens the model from the top, a block more each epoch (Howard and Ruder 2018, arXiv:1801.06146)",
+        how=attach_gradual, options=Gradual, lr=5e-5, scales=True, epochs=8, head_lr=3e-3, decay=0.01, stores="model",
+        identity=True, off_is_base=False, merges=True, caches=False, bundles=True, packs=True, checkpointing=True,
+    ),
+    "lp-ft": Adapter(
+        doc="the last layer probed on frozen features, then everything from there: two stages (Kumar et al. 2022, arXiv:2202.10054)",
+        how=_lp_ft, options=LpFt, lr=5e-5, scales=True, epochs=5, head_lr=3e-3, decay=0.01, stores="model",
+        identity=True, off_is_base=False, merges=True, caches=False, bundles=True, packs=True, checkpointing=True,
     ),
     "bitfit": Adapter(
         doc="only the biases learn (Ben Zaken et al. 2022, arXiv:2106.10199); refused where a model has none",

@@ -73,11 +73,12 @@ class Settings:
         metric: key of `evaluate`'s result that chooses the best weights.
         higher: whether more of it is better.
         best: whether the weights of the best evaluation are kept on the disk.
+        first: evaluate before the first step too: what the run starts from may stay the best.
     """
 
     steps: int
     schedule: str
-    warmup: float
+    warmup: float | None
     clip: float | None
     precision: str
     save_every: int
@@ -87,6 +88,7 @@ class Settings:
     metric: str
     higher: bool
     best: bool = True
+    first: bool = False
 
 
 @dataclass
@@ -155,7 +157,8 @@ class Loop:
         began, before = time.monotonic(), self.progress.seconds
         self.mode(self.model)
         with self.console.bar("training", self.settings.steps, self.progress.step) as bar:
-            self._due(self.progress.step > 0 and not self.progress.ended and self._eval_due())
+            begun = self.progress.step > 0 or self.settings.first
+            self._due(begun and not self.progress.ended and self._eval_due())
             for step in () if self.progress.ended else self._steps():
                 loss, norm, terms = self._step(step, parameters)
                 self.progress.step = step.number + 1
@@ -275,7 +278,7 @@ class Loop:
             self.progress.best_step, self.progress.waited = self.progress.step, 0
             if self.settings.best:
                 told = {"step": self.progress.step, "value": value}
-                checkpoint.save(self.folder, "best", {"model": learned(self.model)}, told)
+                checkpoint.save(self.folder, "best", {"model": learned(self.model, self.optimizer)}, told)
         else:
             self.progress.waited += 1
             if self.settings.patience is not None and self.progress.waited >= self.settings.patience:
@@ -304,7 +307,7 @@ class Loop:
             return
         generators, rest = checkpoint.random_state()
         tensors = {
-            "model": learned(self.model), "optimizer": optimizer.state_tensors(self.optimizer), "random": generators,
+            "model": learned(self.model, self.optimizer), "optimizer": optimizer.state_tensors(self.optimizer), "random": generators,
         }  # fmt: skip
         state = {"progress": vars(self.progress), "random": rest, "identity": self.identity}
         if self.hooks is not None:
@@ -317,7 +320,7 @@ class Loop:
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on exactly from a checkpoint."""
-        load_learned(self.model, saved.tensors["model"])
+        load_learned(self.model, saved.tensors["model"], self.optimizer)
         optimizer.load_state_tensors(self.optimizer, saved.tensors["optimizer"])
         checkpoint.set_random_state(saved.tensors["random"], saved.state["random"])
         if self.hooks is not None:
@@ -327,9 +330,10 @@ class Loop:
         self.progress = Progress(**saved.state["progress"])
 
 
-def learned(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a run must keep: the parameters that learn and the buffers that are saved with the model."""
-    result = {name: p for name, p in model.named_parameters() if p.requires_grad}
+def learned(model: nn.Module, steps: torch.optim.Optimizer | None = None) -> dict[str, torch.Tensor]:
+    """What a run must keep: the parameters that learn, or of `steps` (they may be frozen still), and the saved buffers."""
+    held = set() if steps is None else {id(p) for group in steps.param_groups for p in group["params"]}
+    result = {name: p for name, p in model.named_parameters() if p.requires_grad or id(p) in held}
     buffers = {
         (value.data_ptr(), value.shape): (name, value)  # one that layers share (VeRA's projections) is kept once
         for name, value in reversed(model.state_dict(keep_vars=True).items())
@@ -338,13 +342,13 @@ def learned(model: nn.Module) -> dict[str, torch.Tensor]:
     return result | dict(buffers.values())
 
 
-def load_learned(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+def load_learned(model: nn.Module, tensors: Mapping[str, torch.Tensor], steps: torch.optim.Optimizer | None = None) -> None:
     """Put back what `learned` gave.
 
     Raises:
         ValueError: if the names differ: the model is not the one that was saved.
     """
-    there = learned(model)
+    there = learned(model, steps)
     if there.keys() != tensors.keys():
         differ = sorted(there.keys() ^ tensors.keys())
         raise ValueError(f"the checkpoint holds other parameters: {differ[0]} and {len(differ) - 1} more differ")

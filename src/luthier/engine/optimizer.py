@@ -28,8 +28,21 @@ def cosine(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+SLANT = 1.0 / 32.0  # the lowest rate over the highest: 1 / ratio of the paper
+
+
+def slanted_triangular(progress: float) -> float:
+    """1/32 + 31/32 (1 - t) after a steep rise from 1/32 over a tenth of the steps (Howard and Ruder 2018, arXiv:1801.06146, equation 3)."""
+    return SLANT + (1.0 - SLANT) * (1.0 - progress)
+
+
 # From the share of steps done after the warm-up, in [0, 1), to a factor of the peak rate.
-SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": linear, "constant": constant}
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": cosine, "linear": linear, "constant": constant, "slanted-triangular": slanted_triangular,
+}  # fmt: skip
+# Of a schedule that is more than its fall: what the rise starts from, and the share of the steps that it takes.
+RISES: dict[str, tuple[float, float]] = {"slanted-triangular": (SLANT, 0.1)}
+WARMUP = 0.06  # share of the steps over which the rate rises, of any other schedule
 
 
 def check_schedule(name: str, where: str | None = None) -> None:
@@ -40,14 +53,15 @@ def check_schedule(name: str, where: str | None = None) -> None:
         raise UserError(f"train.schedule: {name!r} is not known.", where=where, hint=hint)
 
 
-def factor(schedule: str, step: int, steps: int, warmup: float) -> float:
+def factor(schedule: str, step: int, steps: int, warmup: float | None = None) -> float:
     """Factor of the peak rate at `step` (0-based): a linear rise over the first warmup x steps, then the schedule.
 
-    The first step's factor is above zero: a step at rate zero would be wasted.
+    The first step's factor is above zero: a step at rate zero would be wasted. `warmup` is the schedule's own where left out.
     """
-    rise = round(warmup * steps)
+    low, share = RISES.get(schedule, (0.0, WARMUP))
+    rise = round((share if warmup is None else warmup) * steps)
     if step < rise:
-        return (step + 1) / (rise + 1)
+        return low + (1.0 - low) * step / rise if low else (step + 1) / (rise + 1)
     return SCHEDULES[schedule]((step - rise) / max(1, steps - rise))
 
 
@@ -55,7 +69,7 @@ def groups(model: nn.Module, lr: float, weight_decay: float, special: Mapping[st
     """Groups of the parameters that learn: decay on matrices only, and a rate of their own below some prefixes.
 
     Args:
-        special: module prefix -> peak rate, such as {"head.": 1e-3}.
+        special: module prefix, or whole name -> peak rate, such as {"head.": 1e-3}.
 
     Raises:
         ValueError: if nothing learns.
@@ -77,7 +91,7 @@ def groups(model: nn.Module, lr: float, weight_decay: float, special: Mapping[st
             "lr": rate,
             "weight_decay": decay,
         }
-        for (rate, decay), members in buckets.items()
+        for (rate, decay), members in sorted(buckets.items(), key=lambda item: item[0][0] != lr)  # what is logged first
     ]
 
 

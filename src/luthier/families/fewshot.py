@@ -12,7 +12,7 @@ import numpy as np
 
 from luthier import frozen, prompted
 from luthier.asked import Said, ask, written
-from luthier.build import Built, run_folder, unquantized
+from luthier.build import Built
 from luthier.data.examples import Rows
 from luthier.data.render import encode
 from luthier.data.view import View
@@ -21,7 +21,6 @@ from luthier.evaluate import metrics
 from luthier.families import labels
 from luthier.folder import replace_text
 from luthier.methods.fewshot import plain
-from luthier.models import belongs, load, spoken
 from luthier.models.language import LanguageModel
 from luthier.models.load import Base
 from luthier.models.saved import About, weights_hash
@@ -30,6 +29,7 @@ from luthier.predict import said
 from luthier.prompting import Prompter, as_texts
 from luthier.proofs import proof
 from luthier.recipe import FewshotSettings, Recipe
+from luthier.start import writer_of
 from luthier.training import Case
 
 
@@ -45,25 +45,16 @@ def build(recipe: Recipe, base: Base, teach: Any, schema: Any, max_length: int, 
             where=recipe.where("model"),
             hint="Take a decoder; or, with few labelled rows, tune the encoder by pairs:  method: setfit",
         )
-    earlier = run_folder(recipe.model.name)
-    unquantized(recipe, earlier)
-    if earlier is not None:
-        base, model = spoken.tuned(earlier)
-    else:
-        model = load.causal(
-            base, attention=recipe.model.attention, quantize=recipe.model.quantize, where=recipe.where("model")
-        )
-        inner: Any = model
-        reads = inner.get_encoder() if base.encoder_decoder else inner.base_model
-        belongs.check(reads, base.tokenizer, base.name, recipe.where("model"))
+    start = writer_of(recipe, base)
+    base, model = start.base, start.model
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     about = About(
-        base.name if earlier is None else str(earlier), weights_hash(model), recipe.model.revision, "none", "prompt", schema.task,
+        start.kept["base"], weights_hash(model), start.kept["revision"], "none", "prompt", schema.task,
         tuple(schema.labels), "none", -1, None, recipe.train.max_length or base.context, recipe.model.attention, precision,
-        "fewshot", None, recipe.model.quantize,
+        "fewshot", None, start.kept["quantize"], random=start.kept.get("random"),
     )  # fmt: skip
-    return Built(LanguageModel(model), base, about, sum(p.numel() for p in model.parameters()))
+    return Built(LanguageModel(model), base, about, sum(p.numel() for p in model.parameters()), start.said)
 
 
 def view(rows: Rows, built: Built, teach: Any, schema: Any, store: Path, split: str) -> View:

@@ -68,12 +68,17 @@ def before(case: Case) -> None:
 
 
 def prepare(case: Case, work: frozen.Work) -> None:
-    """Scale what the head reads; whether features are cached must change nothing but the time."""
+    """Scale what the head reads; whether features are cached must change nothing but the time.
+
+    A head that carried over from an earlier run gives the same outputs before and after.
+    """
     built = case.built
+    if built.carried and case.schema.task == "regress":
+        built.model.head.unscale(case.schema.mean, case.schema.deviation)
     if case.teach.features == "standardized" and built.about.hidden is None:
         still = frozen.kind_of(built.model)[0] in ("pooled", "token")
         mean, deviation = frozen.moments(built.model, case.views["train"], work, None if still else 256)
-        built.model.head.standardize(mean, deviation, from_zero=still)
+        built.model.head.standardize(mean, deviation, from_zero=still, keep=built.carried)
 
 
 def evaluation(case: Case) -> Callable[[], Mapping[str, float]] | None:

@@ -14,7 +14,7 @@ import torch
 
 from luthier import frozen, proofs
 from luthier.adapters import ADAPTERS, bridge
-from luthier.build import Built, checkpointing, run_folder, unquantized
+from luthier.build import Built, checkpointing
 from luthier.data.examples import Rows
 from luthier.data.loader import ArrangedLoader, Loader
 from luthier.data.render import Encoded, Speech, encode_language
@@ -25,12 +25,13 @@ from luthier.evaluate.text import Written
 from luthier.families.labels import split
 from luthier.folder import replace_text
 from luthier.methods.sft import Lesson
-from luthier.models import belongs, load, selftest, spoken
+from luthier.models import selftest, spoken
 from luthier.models.language import LanguageModel
 from luthier.models.load import Base
 from luthier.models.saved import About, weights_hash
 from luthier.recipe import Recipe
 from luthier.speak import answers, ends_of, references, written
+from luthier.start import writer_of
 from luthier.training import Case
 
 BASE_KEYS = (
@@ -53,17 +54,8 @@ def build(recipe: Recipe, base: Base, teach: Any, schema: Lesson, max_length: in
             where=recipe.where("model"), hint="Take a decoder, or teach labels: columns text and label.",
         )  # fmt: skip
     adapter, kind = ADAPTERS[recipe.adapt.kind], recipe.adapt.kind
-    earlier = run_folder(recipe.model.name)
-    unquantized(recipe, earlier)
-    if earlier is not None:
-        base, model = spoken.tuned(earlier)
-    else:
-        model = load.causal(
-            base, attention=recipe.model.attention, quantize=recipe.model.quantize, where=recipe.where("model")
-        )
-        inner: Any = model
-        reads = inner.get_encoder() if base.encoder_decoder else inner.base_model
-        belongs.check(reads, base.tokenizer, base.name, recipe.where("model"))
+    start = writer_of(recipe, base)
+    base, model = start.base, start.model
     base_hash, parameters = weights_hash(model), sum(p.numel() for p in model.parameters())
     try:
         model = adapter.attach(model, recipe.adapt, recipe.seed, "generate")
@@ -72,12 +64,12 @@ def build(recipe: Recipe, base: Base, teach: Any, schema: Lesson, max_length: in
     if recipe.train.gradient_checkpointing:
         checkpointing(model, recipe)
     about = About(
-        base.name if earlier is None else str(earlier), base_hash, recipe.model.revision, kind, adapter.stores, "generate", (),
+        start.kept["base"], base_hash, start.kept["revision"], kind, adapter.stores, "generate", (),
         "none", -1, None, max_length, recipe.model.attention, precision, "language",
         speech_told(recipe, teach, schema, max_length),
-        recipe.model.quantize,
+        start.kept["quantize"], random=start.kept.get("random"),
     )  # fmt: skip
-    return Built(LanguageModel(model), base, about, parameters)
+    return Built(LanguageModel(model), base, about, parameters, start.said)
 
 
 def speech_told(recipe: Recipe, teach: Any, schema: Lesson, max_length: int) -> dict[str, Any]:

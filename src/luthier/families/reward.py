@@ -14,7 +14,7 @@ import torch
 
 from luthier import frozen, proofs, rated, scored
 from luthier.adapters import ADAPTERS, bridge
-from luthier.build import OWN_HIDDEN, Built, checkpointing, run_folder, unquantized
+from luthier.build import OWN_HIDDEN, Built, checkpointing
 from luthier.data.examples import Rows
 from luthier.data.judgements.judged import judge as judge_rows
 from luthier.data.judgements.loader import JudgedLoader
@@ -27,11 +27,12 @@ from luthier.families.labels import split as apart
 from luthier.folder import replace_text
 from luthier.methods.objectives.ordinal import start_thresholds
 from luthier.methods.reward import Lesson, describe
-from luthier.models import belongs, load, reward, saved
+from luthier.models import load, reward
 from luthier.models.load import Base
 from luthier.models.reward import SEVERAL, RewardHead, RewardModel, combined
 from luthier.models.saved import About, weights_hash
 from luthier.recipe import Judgements, Recipe
+from luthier.start import backbone_of
 from luthier.training import Case
 
 
@@ -43,15 +44,8 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
     """
     adapter, kind = ADAPTERS[recipe.adapt.kind], recipe.adapt.kind
     _check_ensemble(recipe, teach)
-    source = run_folder(recipe.model.name)
-    unquantized(recipe, source)
-    if source is not None:
-        base, backbone = saved.tuned_backbone(source)
-    else:
-        backbone = load.backbone(
-            base, attention=recipe.model.attention, quantize=recipe.model.quantize, where=recipe.where("model")
-        )
-        belongs.check(backbone, base.tokenizer, base.name, recipe.where("model"))
+    start = backbone_of(recipe, base)
+    base, backbone = start.base, start.model
     base_hash, parameters = weights_hash(backbone), sum(p.numel() for p in backbone.parameters())
     try:
         backbone = adapter.attach(backbone, recipe.adapt, recipe.seed)
@@ -65,7 +59,7 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
         torch.manual_seed(recipe.seed)
         bias = reads_both or pooling != "last" or lesson.loss == "regression"
         head = RewardHead(base.width, teach.ensemble, bias=bias, hidden=hidden, beside=lesson.beside)
-    if hidden is not None and base.config.model_type == "bert":
+    if hidden is not None and base.config.model_type == "bert" and base.random is None:
         head.start_from(load.pooler(base))
     _start(head, lesson)
     if recipe.train.gradient_checkpointing:
@@ -77,10 +71,11 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
         "draw": (recipe.data.judgements or Judgements()).draw,
     }  # fmt: skip
     about = About(
-        base.name if source is None else str(source), base_hash, recipe.model.revision, kind, adapter.stores, lesson.task, (),
-        pooling, -1, hidden, max_length, recipe.model.attention, precision, "reward", None, recipe.model.quantize, judging=told,
+        start.kept["base"], base_hash, start.kept["revision"], kind, adapter.stores, lesson.task, (),
+        pooling, start.kept["layer"], hidden, max_length, recipe.model.attention, precision, "reward", None,
+        start.kept["quantize"], random=start.kept.get("random"), judging=told,
     )  # fmt: skip
-    return Built(RewardModel(backbone, head, pooling, names), base, about, parameters)
+    return Built(RewardModel(backbone, head, pooling, names), base, about, parameters, start.said)
 
 
 def _check_ensemble(recipe: Recipe, teach: Any) -> None:

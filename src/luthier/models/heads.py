@@ -87,19 +87,34 @@ class Head(nn.Module):
                 self.hidden.weight.copy_(pooler.weight)
                 self.hidden.bias.copy_(pooler.bias)
 
-    def standardize(self, mean: torch.Tensor, deviation: torch.Tensor, *, from_zero: bool) -> None:
+    def standardize(
+        self, mean: torch.Tensor, deviation: torch.Tensor, *, from_zero: bool, keep: bool = False
+    ) -> None:
         """Scale features to mean 0 (where there is a bias to fold it into) and deviation 1.
 
         `from_zero`: start from zero weights, which serves where nothing below the head learns.
+        `keep`: change the weights so that the outputs stay what they are (the reverse of `fold`), for a head that goes
+        on learning.
         """
         if not self.biased:
             deviation, mean = (deviation**2 + mean**2).sqrt(), torch.zeros_like(mean)
         with torch.no_grad():
             self.shift.copy_(mean)
             self.scale.copy_(1.0 / deviation.clamp(min=1e-6))
-            if from_zero:
+            if keep:
+                if self.biased:
+                    self.output.bias.add_(self.output.weight @ self.shift)
+                self.output.weight.div_(self.scale)
+            elif from_zero:
                 self.output.weight.zero_()
         self.standardized = True
+
+    def unscale(self, mean: float, deviation: float) -> None:
+        """From scores on the scale of the data, which a saved head gives, to scores of mean 0 and deviation 1."""
+        with torch.no_grad():
+            self.output.weight.div_(deviation)
+            if self.biased:
+                self.output.bias.sub_(mean).div_(deviation)
 
     def fold(self, mean: float = 0.0, deviation: float = 1.0) -> None:
         """Move all scales into the weights, so that the saved head is one plain linear map.

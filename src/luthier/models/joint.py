@@ -7,9 +7,8 @@ learned to write.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from luthier.errors import UserError
 from luthier.models import load, saved, spoken
 from luthier.models.heads import Head, TaskModel
 from luthier.models.multitask import MultiTask, ReaderModel
-from luthier.models.saved import ABOUT, About, weights_hash
+from luthier.models.saved import About, weights_hash
 
 
 def save(model: MultiTask, about: About, tokenizer: Any, folder: Path) -> int:
@@ -43,7 +42,7 @@ def save(model: MultiTask, about: About, tokenizer: Any, folder: Path) -> int:
             tensors |= spoken.output_of(backbone)
         tokenizer.save_pretrained(str(folder))
     save_file(tensors, folder / "head.safetensors")
-    (folder / ABOUT).write_text(json.dumps(asdict(about), indent=1), encoding="utf-8")
+    saved.keep(about, folder)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 

@@ -42,6 +42,7 @@ class Base:
         context: longest row that the positions allow.
         encoder: tokens see both sides (BERT family).
         encoder_decoder: an encoder reads and a decoder writes (T5 family); labels use the encoder alone.
+        random: seed of random weights in place of the pretrained ones, or None.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Base:
     encoder: bool
     warnings: tuple[str, ...] = ()
     encoder_decoder: bool = False
+    random: int | None = None
 
 
 def pocket() -> Path:
@@ -81,8 +83,8 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def find(name: str, revision: str | None = None, *, where: str | None = None) -> Base:
-    """Read configuration and tokenizer of a model.
+def find(name: str, revision: str | None = None, *, where: str | None = None, random: int | None = None) -> Base:
+    """Read configuration and tokenizer of a model; `random`: its weights will be random ones, of this seed.
 
     Raises:
         UserError: if there is no such folder, it holds no model, the tokenizer is missing or has more entries than
@@ -100,7 +102,7 @@ def find(name: str, revision: str | None = None, *, where: str | None = None) ->
     encoder = not both and not _is_decoder(text)
     warnings = _check_tokenizer(tokenizer, text, path, where)
     context = _context(text, tokenizer)
-    base = Base(name, path, revision, config, tokenizer, 0, width, depth, context, encoder, warnings, both)
+    base = Base(name, path, revision, config, tokenizer, 0, width, depth, context, encoder, warnings, both, random)
     return replace(base, pad_id=_pad_id(tokenizer, text))
 
 
@@ -269,7 +271,15 @@ def causal(
     return result
 
 
+def body(model: Any, base: Base) -> nn.Module:
+    """A model that writes without its output layer; of an encoder-decoder the encoder, which labels use alone."""
+    found: nn.Module = model.get_encoder() if base.encoder_decoder else model.base_model
+    return found
+
+
 def _pretrained(auto: Any, base: Base, attention: str, where: str | None, **extra: Any) -> Any:
+    if base.random is not None:
+        return _untrained(auto, base, attention, where, **extra)
     with quiet():
         try:
             model, report = auto.from_pretrained(
@@ -285,6 +295,17 @@ def _pretrained(auto: Any, base: Base, attention: str, where: str | None, **extr
             where=where, hint="They would be random. Is this the checkpoint of another architecture, or half a download?",
         )  # fmt: skip
     return steady(model)
+
+
+def _untrained(auto: Any, base: Base, attention: str, where: str | None, **extra: Any) -> Any:
+    """The same architecture, its weights drawn as its authors drew them before they trained it."""
+    if "quantization_config" in extra:
+        raise UserError("Random weights are not quantised: leave out model.quantize, or model.init.", where=where)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(base.random or 0))
+        return auto.from_config(
+            base.config, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False, **extra
+        )
 
 
 def pooler(base: Base) -> nn.Linear | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class About:
         tasks: of several tasks on one trunk, what joins each of them to it, by name.
         part: of one of them, the folder (from this one) that holds them all, a colon, and its name; its own holds no weights.
         judging: of a model that scores or compares outputs: members, how they are combined, mean, deviation, temperature.
+        random: the seed of its weights, where the run started from random ones.
     """
 
     base: str
@@ -66,6 +68,7 @@ class About:
     part: str | None = None
     judging: dict[str, Any] | None = None
     format: int = 1
+    random: int | None = None
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -89,8 +92,16 @@ def save(model: TaskModel, about: About, tokenizer: Any, folder: Path) -> int:
         elif about.stores == "adapter":
             bridge.save(backbone, folder, about.base)
         tokenizer.save_pretrained(str(folder))
-    (folder / ABOUT).write_text(json.dumps(asdict(about), indent=1), encoding="utf-8")
+    keep(about, folder)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def keep(about: About, folder: Path) -> None:
+    """Write luthier.json; a base that is an earlier run's folder is named as seen from here, so that both may move."""
+    values = asdict(about)
+    if (Path(about.base) / ABOUT).is_file():
+        values["base"] = Path(os.path.relpath(Path(about.base).resolve(), folder.resolve())).as_posix()
+    (folder / ABOUT).write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
 def about(folder: Path) -> About:
@@ -105,7 +116,10 @@ def about(folder: Path) -> About:
             f"{str(folder)!r} holds no tuned model (no {ABOUT}).",
             hint="The run must have ended: 'luthier runs' lists the runs and their state.",
         )
-    return plain(json.loads(file.read_text(encoding="utf-8")))
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if values["base"].startswith("../"):
+        values["base"] = str((folder / values["base"]).resolve())
+    return plain(values)
 
 
 def plain(values: Mapping[str, Any]) -> About:
@@ -117,7 +131,7 @@ def started_from(told: About) -> tuple[load.Base, nn.Module]:
     """The backbone that a run started from: a pretrained model, or an earlier run's with its adapter merged."""
     if (Path(told.base) / ABOUT).is_file() and about(Path(told.base)).stores != "model":
         return tuned_backbone(Path(told.base))
-    base = load.find(told.base, told.revision)
+    base = load.find(told.base, told.revision, random=told.random)
     return base, load.backbone(base, attention=told.attention, layer=told.layer, quantize=told.quantize)
 
 
@@ -136,6 +150,24 @@ def tuned_backbone(folder: Path) -> tuple[load.Base, nn.Module]:
     whole: Any = written
     backbone: nn.Module = whole.get_encoder() if base.encoder_decoder else whole.base_model
     return base, backbone
+
+
+def head_of(folder: Path, told: About) -> Head:
+    """The last layer that a run left.
+
+    Raises:
+        UserError: if the file holds another one.
+    """
+    if told.part is not None:
+        shared: Head = read(folder)[0].head
+        return shared
+    tensors = load_file(folder / "head.safetensors")
+    weight = tensors["output.weight"]
+    head = Head(weight.shape[1], weight.shape[0], bias="output.bias" in tensors, hidden=told.hidden)
+    missing = head.load_state_dict(tensors, strict=False)
+    if missing.unexpected_keys or set(missing.missing_keys) - {"shift", "scale"}:
+        raise UserError(f"{folder / 'head.safetensors'} does not fit: {missing}.")
+    return head
 
 
 def read(folder: Path) -> tuple[TaskModel, About, load.Base]:
@@ -162,10 +194,4 @@ def read(folder: Path) -> tuple[TaskModel, About, load.Base]:
         if told.stores == "adapter":
             backbone = bridge.load(backbone, folder)
     base = replace(base, tokenizer=load.tokenizer_of(str(folder)))  # the run's own copy, whatever became of the base's
-    tensors = load_file(folder / "head.safetensors")
-    weight = tensors["output.weight"]
-    head = Head(weight.shape[1], weight.shape[0], bias="output.bias" in tensors, hidden=told.hidden)
-    missing = head.load_state_dict(tensors, strict=False)
-    if missing.unexpected_keys or set(missing.missing_keys) - {"shift", "scale"}:
-        raise UserError(f"{folder / 'head.safetensors'} does not fit: {missing}.")
-    return TaskModel(backbone.eval(), head, told.pooling).eval(), told, base
+    return TaskModel(backbone.eval(), head_of(folder, told), told.pooling).eval(), told, base

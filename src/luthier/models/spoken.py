@@ -6,9 +6,8 @@ alone in head.safetensors (`output.weight`, and `output.bias` where there is one
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def save(model: LanguageModel, about: About, tokenizer: Any, folder: Path) -> in
         else:
             save_file(output_of(backbone), folder / "head.safetensors")
         tokenizer.save_pretrained(str(folder))
-    (folder / ABOUT).write_text(json.dumps(asdict(about), indent=1), encoding="utf-8")
+    saved.keep(about, folder)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
@@ -46,7 +45,7 @@ def started_from(told: About) -> tuple[load.Base, nn.Module]:
     earlier = Path(told.base)
     if (earlier / ABOUT).is_file() and saved.about(earlier).stores != "model":
         return tuned(earlier)
-    base = load.find(told.base, told.revision)
+    base = load.find(told.base, told.revision, random=told.random)
     return base, load.causal(base, attention=told.attention, quantize=told.quantize)
 
 

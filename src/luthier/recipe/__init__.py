@@ -6,11 +6,13 @@ from luthier.recipe.adapt import (
     Bottleneck,
     Dora,
     Full,
+    Gradual,
     Head,
     Ia3,
     LastN,
     Lora,
     LowRank,
+    LpFt,
     Norm,
     Nothing,
     Peft,
@@ -34,7 +36,7 @@ from luthier.recipe.stages import Stage, Stages, read_any
 
 __all__ = [
     "Adapt", "Balance", "BitFit", "Bottleneck", "ComparatorSettings", "Data", "Dora", "FewshotSettings", "Full",
-    "GrpoSettings", "Head", "HoldOut", "Ia3", "Judgements", "LastN", "Lora", "LowRank", "Mix", "Model",
+    "Gradual", "GrpoSettings", "Head", "HoldOut", "Ia3", "Judgements", "LastN", "Lora", "LowRank", "LpFt", "Mix", "Model",
     "MultitaskSettings", "Norm", "Nothing", "PTuning", "Peft", "Pissa", "PolicySettings", "PpoSettings",
     "PreferenceSettings", "Prefix", "Prompt", "RankingSettings", "RaterSettings", "Recipe", "ReinforceSettings",
     "RewardSettings", "RlooSettings", "RoundSettings", "RsLora", "Search", "SetFitSettings", "Settings", "SftSettings",

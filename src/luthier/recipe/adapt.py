@@ -154,10 +154,29 @@ class Peft(Settings):
         return own | {"options": {**inside, **beside}} if isinstance(inside, dict) else value
 
 
+class Gradual(Settings):
+    """Everything learns, opened from the top part by part (Howard and Ruder 2018, arXiv:1801.06146)."""
+
+    kind: Literal["gradual"]
+    every: Rate | None = Field(
+        None, description="epochs between two openings; one, or fewer where the bottom would not be reached, when left out"
+    )
+
+
+class LpFt(Settings):
+    """Two stages: the head is probed on cached features, then `then` goes on from it (Kumar et al. 2022, arXiv:2202.10054)."""
+
+    kind: Literal["lp-ft"]
+    then: Annotated[
+        Literal["full", "last-n", "gradual", "lora", "rslora", "dora", "pissa", "bitfit", "norm", "ia3", "bottleneck"],
+        Field(description="what moves in the second stage"),
+    ] = "full"
+
+
 Adapt = Annotated[
     Annotated[
-        Head | Full | LastN | BitFit | Norm | Lora | RsLora | Dora | Pissa | Ia3 | Prefix | Prompt | PTuning | Bottleneck | Peft
-        | Nothing,
+        Head | Full | LastN | Gradual | LpFt | BitFit | Norm | Lora | RsLora | Dora | Pissa | Ia3 | Prefix | Prompt | PTuning
+        | Bottleneck | Peft | Nothing,
         Field(discriminator="kind"),
     ],
     BeforeValidator(lambda value: named(value, "kind")),

@@ -30,6 +30,9 @@ class Model(Settings):
 
     name: str = Field(description='hub id, folder, a run, or "pocket": the base that ships inside the package')
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    init: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random: the architecture without what it has learned, to measure what pretraining is worth"
+    )
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention kernel")
     quantize: Literal["nf4", "int8"] | None = Field(
         None, description="keep the frozen weights in 4 or 8 bits (bitsandbytes); an adapter learns beside them"
@@ -108,8 +111,13 @@ class Train(Settings):
     batch_size: Count = Field(32, description="examples per optimizer step, over all processes")
     lr: Rate | None = Field(None, description="peak learning rate; each adapt has its own default")
     head_lr: Rate | None = Field(None, description="peak learning rate of the new last layer")
-    schedule: str = Field("linear", description="decay after the warm-up: linear, cosine, constant")
-    warmup: Share = Field(0.06, description="share of the steps over which the rate rises from zero")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="rate of each block over that of the block above it, such as 0.9; 0.385 (1 / 2.6) is ULMFiT's"
+    )
+    schedule: str = Field("linear", description="decay after the warm-up: linear, cosine, constant, slanted-triangular")
+    warmup: Share | None = Field(
+        None, description="share of the steps over which the rate rises; 0.06, and 0.1 of slanted-triangular, when left out"
+    )
     clip: Rate | None = Field(1.0, description="largest norm of the gradient; null switches clipping off")
     weight_decay: Annotated[float, Field(ge=0)] | None = Field(
         None, description="decoupled decay, on matrices only; each adapt has its own default"

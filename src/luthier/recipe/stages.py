@@ -28,6 +28,8 @@ COMMON = ("seed", "model", "adapt", "method", "data", "train")
 KINDS = {"model": "name", "adapt": "kind", "method": "kind"}  # what a bare word in this section is short for
 TEACHERS = ("reward", "rewards", "gold", "judge", "judges")
 """Keys below `method` whose words may name an earlier stage; a word elsewhere never does."""
+PROBE = ("batch_size", "max_length", "micro_tokens", "precision", "device", "threads", "metric", "keep", "trackers")
+"""What of `train` the probe of `adapt: lp-ft` takes from the recipe."""
 NAME = re.compile(r"^\w[\w.@+=-]*$")
 OWN = ("recipe.yaml", "run.json", "report.html", "before", "model")  # names in the folder of the whole
 
@@ -179,6 +181,24 @@ def taught_by(value: Any, inside: bool = False) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from taught_by(item, inside)
+
+
+def probe_then_tune(recipe: Recipe) -> Stages:
+    """The two stages that `adapt: lp-ft` is short for.
+
+    Rates, passes and schedule are those of the second stage; the probe has its own defaults.
+    """
+    raw = recipe.model_dump(exclude_unset=True)
+    adapt, train, name = raw.pop("adapt"), raw.pop("train", {}), raw.pop("name", None)
+    raw.pop("search", None)
+    own = {key: value for key, value in train.items() if key in PROBE}
+    raw["stages"] = [
+        {"name": "probe", "adapt": "head", "train": own},
+        {"name": "tuned", "adapt": adapt.get("then", "full"), "model": "probe", "train": train},
+    ]
+    told = read_any(raw | ({"name": name} if name else {}))
+    assert isinstance(told, Stages)
+    return told
 
 
 def resolved(stage: Stage, folder: Path) -> Recipe:
