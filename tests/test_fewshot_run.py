@@ -15,6 +15,7 @@ import tiny
 from luthier.data.render import Speech
 from luthier.data.render.shots import Spelled, prompt_of
 from luthier.errors import UserError
+from luthier.look import inspect, page, text
 from luthier.methods import demonstrations
 from luthier.methods.calibration import calibrated, normalised, random_texts
 from luthier.models import load
@@ -75,7 +76,16 @@ def test_random_texts_are_as_long_as_the_texts() -> None:
     made = random_texts(["one two three", "four five six seven eight"], demonstrations.generator(0, 1))
     assert len(made) == 20
     assert {len(text.split()) for text in made} == {4}
-    assert {word for text in made for word in text.split()} <= {"one", "two", "three", "four", "five", "six", "seven", "eight"}
+    assert {word for text in made for word in text.split()} <= {
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+    }
 
 
 def test_demonstrations_are_balanced_and_short_labels_are_told() -> None:
@@ -220,6 +230,7 @@ def test_a_run_has_its_draws_its_prompt_and_its_baselines(base: str, easy: Path,
     assert record["adapt"]["trainable"] == 0
     page = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
     assert "could not be drawn" not in page
+    assert "3 draws of the demonstrations" in page
     stored = sum(file.stat().st_size for file in (tmp_path / "one" / "model").glob("demonstrations.jsonl"))
     assert stored == record["adapt"]["stored_bytes"] < 2000
     again = few(base, easy, tmp_path, "two", draws=3, shots=3)
@@ -295,3 +306,24 @@ def test_zero_shot_asks_the_model_as_it_is(base: str, easy: Path, tmp_path: Path
     assert len(record["draws"]["values"]["test"]) == 1
     assert record["prompts"]["example"].count("Label:") == 1
     assert "zero-shot" not in record["baselines"]
+
+
+def test_look_shows_the_prompt(base: str, easy: Path, answers: Path) -> None:
+    found = inspect(
+        {"model": base, "method": {"kind": "fewshot", "shots": 2, "select": "nearest"}, "data": {"train": str(easy)}},
+        rows=2,
+    )
+    pieces = "".join(piece.text for piece in found.drawn[0].pieces)
+    assert pieces.count("Label:") == 3
+    assert pieces.endswith("Label:")
+    assert found.drawn[0].target in tiny.WORDS
+    assert found.finding("prompt").level == "note"  # nearest needs the model
+    assert found.finding("prompt length").level == "good"
+    assert found.finding("label words").count == 3
+    assert "|L|a|b|e|l|:" in text(found)
+    assert "label words are one token" in page(found)
+    written = inspect(
+        {"model": base, "method": {"kind": "fewshot", "shots": 40}, "data": {"train": str(answers)}}, rows=1
+    )
+    assert written.finding("prompt length").level == "warn"
+    assert "".join(piece.text for piece in written.drawn[0].pieces).endswith("Output:")

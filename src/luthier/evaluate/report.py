@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from luthier.evaluate.page import account, judging, policies, rollouts, sections, tasks, writing
+from luthier.evaluate.page import account, draws, judging, policies, rollouts, sections, tasks, writing
 from luthier.evaluate.page.sections import Run
 from luthier.evaluate.page.style import STYLE
 from luthier.evaluate.page.words import (
@@ -36,11 +36,11 @@ WORST = 12  # rows shown as most wrong
 HARD, WORSE = 6, 4  # rows of text shown as most surprising, and as worse than before
 POINTS = 2000  # dots in the scatter
 Part = Callable[[Run], str]
-LABELLED: tuple[Part, ...] = (sections.metrics, sections.per_class, sections.examples)
+LABELLED: tuple[Part, ...] = (draws.draws, sections.metrics, sections.per_class, sections.examples)
 JUDGED: tuple[Part, ...] = (
     sections.metrics, judging.people, judging.calibration, judging.parts, judging.raters, judging.judgements,
 )  # fmt: skip
-WRITTEN: tuple[Part, ...] = (writing.metrics, writing.samples, writing.rows)
+WRITTEN: tuple[Part, ...] = (draws.draws, writing.metrics, writing.samples, writing.rows)
 TAUGHT: tuple[Part, ...] = (sections.metrics, policies.went, policies.rounds, writing.samples, policies.mistaken)
 SAMPLED: tuple[Part, ...] = (
     writing.metrics, rollouts.frontier, rollouts.health, rollouts.side_by_side, rollouts.over_time, rollouts.held,

@@ -134,6 +134,12 @@ def token_pieces(ids: list[int], learn: list[int], tokenizer: Any) -> tuple[Piec
     return tuple(_shortened(_pieces(ids, learn, 0, tokenizer)))
 
 
+def whole_pieces(ids: list[int], tokenizer: Any, *, short: bool) -> tuple[Piece, ...]:
+    """Tokens that are only read: all of them, or shortened in the middle."""
+    pieces = _pieces(ids, [0] * len(ids), 0, tokenizer)
+    return tuple(_shortened(pieces) if short else pieces)
+
+
 def _columns(encoded: Encoded, position: int) -> tuple[list[int], list[int]]:
     assert encoded.learn is not None
     return encoded.row(encoded.ids, position).tolist(), encoded.row(encoded.learn, position).tolist()

@@ -20,7 +20,7 @@ class Finding:
             truncated, empty, silent words, unknown tokens, byte tokens, special tokens, characters, pairs, transitions;
             of rows that a model is to write also template, no target, cut answers, parted, empty answers, ends,
             begins, rewritten, border, joint, several answers, roles; of judgements also the faults of `data.judgements`,
-            prompts, agreement, ties, length, position, raters.
+            prompts, agreement, ties, length, position, raters; of few-shot prompts also prompt, prompt length, label words.
         level: one of LEVELS.
         count: how many rows, labels, words or transitions it concerns.
         says: one sentence.

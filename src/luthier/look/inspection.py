@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from luthier.engine import machine
 from luthier.engine.cache import Cache
 from luthier.errors import UserError
 from luthier.gather import expected, gather
-from luthier.look import drawn, judgement, lesson, targets, texts, tokens
-from luthier.look.found import LEVELS, MOST, Finding, Look, Padding, Split
+from luthier.look import drawn, judgement, lesson, prompts, targets, texts, tokens
+from luthier.look.found import LEVELS, MOST, Drawn, Finding, Look, Padding, Split
 from luthier.methods import WRITTEN
 from luthier.methods import method as method_of
+from luthier.methods.fewshot import plain
 from luthier.models.load import Base
+from luthier.prompting import as_texts
 from luthier.recipe import Judgements, Recipe, read
 from luthier.run import max_length, plan_of
 
@@ -45,6 +48,9 @@ def inspect(
     recipe = _recipe(source, sets)
     store = (cache or Cache()).rows
     split_rows, how, findings = _splits(recipe, store)
+    prompted = recipe.method.kind == "fewshot"
+    if prompted and split_rows["train"].kind == "prompt,completion":
+        return _prompted(recipe, split_rows, how, findings, rows, cache or Cache())
     if split_rows["train"].kind in WRITTEN:
         recipe = _recipe(source, sets, "lora")
         return _written(recipe, split_rows, how, findings, rows, store)
@@ -55,6 +61,10 @@ def inspect(
     findings += said
     base = base_of(recipe)
     longest = max_length(recipe, base)
+    seen: tuple[Drawn, ...] = ()
+    if prompted and not said:
+        seen, more = _prompts(recipe, split_rows, base, rows, cache or Cache())
+        findings += more
     told = {name: texts.tell(part) for name, part in split_rows.items()}
     parts = {name: tokens.part(part, base.tokenizer, longest, store) for name, part in split_rows.items()}
     labels = targets.balance(told)
@@ -67,7 +77,33 @@ def inspect(
         "none" if task == "tag" else getattr(recipe.method, "pooling", None) or default_pooling(base, recipe.adapt.kind), how,
         tuple(_split(name, part, told[name]) for name, part in parts.items()), _sorted(findings), labels, marks,
         _padding(recipe, base, parts["train"].encoded.lengths),
-        drawn.draw(parts["train"], "train", rows, base.tokenizer, store),
+        seen or drawn.draw(parts["train"], "train", rows, base.tokenizer, store),
+    )  # fmt: skip
+
+
+def _prompts(
+    recipe: Recipe, split_rows: Mapping[str, Rows], base: Base, rows: int, cache: Cache
+) -> tuple[tuple[Drawn, ...], list[Finding]]:
+    teach = method_of(recipe.method)
+    return prompts.prompts(recipe, teach, teach.learn(split_rows["train"]), split_rows, base, rows, cache)
+
+
+def _prompted(
+    recipe: Recipe, split_rows: Mapping[str, Rows], how: str, findings: list[Finding], rows: int, cache: Cache
+) -> Look:
+    """Prompts with completions that a model is asked for: what is asked, as texts, and the prompts themselves."""
+    base = base_of(recipe)
+    longest = recipe.train.max_length or base.context
+    drawn_, more = _prompts(recipe, split_rows, base, rows, cache)
+    asked = {name: as_texts([plain(part.row(at)) for at in range(len(part))]) for name, part in split_rows.items()}
+    told = {name: texts.tell(part) for name, part in asked.items()}
+    parts = {name: tokens.part(part, base.tokenizer, longest, cache.rows) for name, part in asked.items()}
+    marks, about_tokens = tokens.marks(parts, base.tokenizer, {name: one.blank for name, one in told.items()})
+    found = [*findings, *more, *(one for one in (texts.leaks(told), texts.characters(told)) if one is not None), *about_tokens]
+    splits = tuple(replace(_split(name, part, told[name]), source=split_rows[name].source) for name, part in parts.items())
+    return Look(
+        recipe.model.name, type(base.tokenizer).__name__, longest, base.context, "generate", "none", how, splits, _sorted(found),
+        (), marks, _padding(recipe, base, parts["train"].encoded.lengths), drawn_,
     )  # fmt: skip
 
 
