@@ -27,7 +27,7 @@ from luthier.models import saved
 from luthier.models.load import Base
 from luthier.predict import logits, mean_loss, outputs, said
 from luthier.recipe import Recipe
-from luthier.statistics.bootstrap import Interval
+from luthier.statistics.bootstrap import Interval, Measure
 from luthier.training import Case
 
 
@@ -97,6 +97,13 @@ def evaluation(case: Case) -> Callable[[], Mapping[str, float]] | None:
         return {name: value, "loss": mean_loss(schema, rows, raw)[0]}
 
     return judge
+
+
+def measure(case: Case, split: str) -> tuple[Measure, int]:
+    """The metric that chooses, on a split, as a function of the rows' weights; and how many rows there are."""
+    rows = case.views[split]
+    found = outputs(case.schema, rows, logits(case.built.model, rows, case.runner()))
+    return case.metric[1].function(found), len(found)
 
 
 def judge(case: Case, record: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from luthier.models.saved import About, weights_hash
 from luthier.recipe import Recipe
 from luthier.speak import answers, ends_of, references, written
 from luthier.start import writer_of
+from luthier.statistics.bootstrap import Measure
 from luthier.training import Case
 
 BASE_KEYS = (
@@ -206,6 +207,14 @@ def evaluation(case: Case) -> Callable[[], Mapping[str, float]] | None:
         return {name: value, "loss": loss}
 
     return judge
+
+
+def measure(case: Case, split: str) -> tuple[Measure, int]:
+    """The metric that chooses, on a split, as a function of the rows' weights; and how many rows there are."""
+    rows = _texts(case, split)
+    speaks = case.metric[0] not in ("loss", "perplexity", "bits-per-character")
+    found = _answered(case, rows) if speaks else written(case.built.model, rows, case.runner())
+    return case.metric[1].function(found), len(found)
 
 
 def _answered(case: Case, rows: TextView) -> Written:
