@@ -58,7 +58,7 @@ def new(
 
 @app.command()
 def tune(
-    recipe: Annotated[str, typer.Argument(help="recipe, or a data file: a recipe is then written first")],
+    recipe: Annotated[str, typer.Argument(help="recipe, a data file (a recipe is then written first), or a run to run again")],
     sets: Sets = [],  # noqa: B006  typer reads the default
     resume: Annotated[
         bool, typer.Option("--resume", help="go on exactly with the run; start it if there is none")
@@ -71,6 +71,10 @@ def tune(
     """Run a recipe. Ctrl-C and SIGTERM leave a checkpoint that --resume goes on from, exactly."""
     from luthier.recipe import read_any
 
+    if Path(recipe, "recipe.yaml").is_file():
+        from luthier.runs import again
+
+        recipe, name, runs = again(Path(recipe), sets, name, runs, resume)
     if Path(recipe).suffix.lower() not in (".yaml", ".yml"):
         from luthier.new import new as write_recipe
 
@@ -82,6 +86,30 @@ def tune(
     result = run(checked, said=sets, resume=resume, name=name, runs=runs, quiet=quiet, rerun=rerun)
     print(headline(result.record))
     print(f"report: {result.report}")
+
+
+@app.command()
+def search(
+    recipe: Annotated[str, typer.Argument(help="recipe with search: what to try, and for how long")],
+    sets: Sets = [],  # noqa: B006
+    lr: Annotated[bool, typer.Option("--lr", help="the learning-rate finder instead: one short run, a suggestion")] = False,
+    name: Annotated[str | None, typer.Option(help="of the search; the same name goes on or joins")] = None,
+    runs: Runs = RUNS,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+) -> None:
+    """Try settings, write out the best recipe, and tell a gain from noise. The same command goes on, or joins in."""
+    if lr:
+        from luthier.search.ranges import find
+
+        found, page = find(recipe, sets=sets, runs=runs, name=name)
+        print(f"{found.sentence()}\nreport: {page}")
+        return
+    from luthier.search import headline
+    from luthier.search import search as verb
+
+    result = verb(recipe, sets=sets, runs=runs, name=name, quiet=quiet)
+    print(headline(result.record))
+    print(f"best recipe: {result.best}\nreport: {result.report}")
 
 
 @app.command()
@@ -242,11 +270,14 @@ def export(
 
 
 @app.command(name="runs")
-def list_runs(runs: Runs = RUNS) -> None:
-    """The runs, with their state and headline."""
-    from luthier.runs import table
+def list_runs(
+    names: Annotated[list[str] | None, typer.Argument(help="runs to put side by side; all are listed when left out")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """The runs, with their state, headline and what differs; of those named every figure and setting side by side."""
+    from luthier.runs import beside, table
 
-    print(table(runs))
+    print(beside(names, runs) if names else table(runs))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from luthier.engine.log import clock
 from luthier.errors import UserError
+from luthier.folder import find, joined
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK = 16  # characters of a sparkline
@@ -67,7 +69,80 @@ def table(runs_folder: Path | str) -> str:
         for line in lines
     ]
     complaints = [line.complaint for line in lines if line.complaint]
-    return "\n".join([*aligned([head, *cells]), *complaints])
+    return "\n".join([*aligned([head, *cells]), *complaints, *_searches(root)])
+
+
+def _searches(root: Path) -> list[str]:
+    """The searches below a folder: how far, the best figure, and whether it is more than noise."""
+    rows = [("search", "status", "trials", "best", "winner against default")]
+    for file in sorted(root.glob("*/search.json")):
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            best = next((line["value"] for line in told["trials"] if line["number"] == told["best"]), None)
+            figure = "" if best is None else f"eval/{told['figure']} {best:.4g}"
+            called = (told.get("seeds") or {}).get("called", "")
+            rows.append((file.parent.name, told["status"], f"{len(told['trials'])} of {told['limit']}", figure, called))
+        except (OSError, ValueError, KeyError, TypeError):
+            rows.append((file.parent.name, "damaged", "", "", ""))
+    return ["", *aligned(rows)] if len(rows) > 1 else []
+
+
+def beside(names: Sequence[str], runs_folder: Path | str) -> str:
+    """Runs side by side, a column each: state, time, every figure of the headline split, curves, and settings that differ.
+
+    Raises:
+        UserError: for a name that is no run.
+    """
+    root = Path(runs_folder)
+    lines = [_read(find(name, root).path, root) for name in names]
+    splits = [str(line.record.get("headline_split", "")) for line in lines]
+    told = [
+        {key: value for key, value in (line.record.get("metrics", {}).get(split) or {}).items() if isinstance(value, (int, float))}
+        for line, split in zip(lines, splits, strict=True)
+    ]
+    rows: list[tuple[str, ...]] = [("", *(line.name for line in lines)), ("status", *(line.status for line in lines))]
+    seconds = [_number(line.record, "time", "seconds") for line in lines]
+    rows.append(("time", *("" if one is None else clock(one) for one in seconds)))
+    rows.append(("judged on", *splits))
+    for key in dict.fromkeys(key for one in told for key in one):
+        rows.append((key, *(f"{one[key]:.4g}" if key in one else "" for one in told)))
+    rows.append(("eval curve", *(sparkline(line.curve) for line in lines)))
+    folders = [find(name, root).path for name in names]
+    rows.append(("train loss", *(sparkline(_values(folder / "metrics.jsonl", "train/loss")) for folder in folders)))
+    own = {key: key for key in OWN[1:] if len({str(line.recipe.get(key)) for line in lines}) > 1}
+    for key in (own | differing([line.recipe for line in lines])).keys() - {"name"}:
+        rows.append((key, *(_value(key, line.recipe[key]) if key in line.recipe else "" for line in lines)))
+    return "\n".join(aligned([rows[0], *(row for row in rows[1:] if any(row[1:]))]))
+
+
+def _values(file: Path, key: str) -> list[float]:
+    """Every number of a key in metrics.jsonl."""
+    found = []
+    try:
+        texts = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for text in texts:
+        try:
+            row = json.loads(text)
+        except ValueError:  # a line cut by a kill
+            continue
+        if isinstance(row, dict) and isinstance(row.get(key), (int, float)):
+            found.append(float(row[key]))
+    return found
+
+
+def again(folder: Path, sets: Sequence[str], name: str | None, runs: Path, resume: bool) -> tuple[str, str, Path]:
+    """A run's folder in place of a recipe: (its recipe, a name that is free and says what differs, where it goes).
+
+    With `resume` and nothing changed it is that very run that goes on.
+    """
+    if resume and not sets and name is None:
+        return str(folder / "recipe.yaml"), folder.name, folder.parent
+    base = joined([folder.resolve().name], sets)
+    free = (f"{base}-{number}" for number in itertools.count(2))
+    taken = name is None and (runs / base).exists()
+    return str(folder / "recipe.yaml"), name or (next(one for one in free if not (runs / one).exists()) if taken else base), runs
 
 
 def _stages(folder: Path) -> list[Path]:

@@ -100,9 +100,9 @@ def _begun(space: Space, folder: Path, name: str, console: Console, stop: Stop) 
     assert recipe.search is not None
     bench = Bench(stop, recipe.seed)
     if recipe.search.metric is not None and recipe.train.metric is None:
-        asked = recipe.search.metric.removeprefix("eval/")
-        if asked in METRICS and asked != "loss":  # the checkpoint is then chosen by what is searched for
-            space = Space(changed(recipe, {"train.metric": asked}), space.values)
+        wanted = recipe.search.metric.removeprefix("eval/")
+        if wanted in METRICS and wanted != "loss":  # the checkpoint is then chosen by what is searched for
+            space = Space(changed(recipe, {"train.metric": wanted}), space.values)
     case = bench.look(space.recipe_of({}))
     if "eval" not in case.views:
         raise UserError(

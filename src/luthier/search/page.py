@@ -54,6 +54,8 @@ def verdict(record: Record) -> tuple[str, str]:
     over = f"over {apart['seeds']} fresh seed{'s' if apart['seeds'] != 1 else ''}{rows}"
     points = " points" if figure.rpartition("/")[2] in PERCENT else ""
     winner = f"winner minus recipe as it stands, {metric_name(figure)} {gap}{points}, {over}"
+    if called == "unknown":
+        return "even", f"One seed can't tell a gain from luck; search.seeds of 3 or more can: {winner}."
     if called == "better":
         return "good", f"The winner is better than the recipe as it stands: {winner}; the interval lies clear of zero."
     if called == "worse":
@@ -92,9 +94,10 @@ def _top(record: Record, best: Mapping[str, Any] | None) -> str:
         head = f"<h1>None of {len(lines)} trials ran to its end.</h1>"
     else:
         drawn = ", ".join(f"{shown(key)} {shown(word(value))}" for key, value in best["drawn"].items())
+        value = f"{_scale(record)(best['value'])} {shown(metric_name(figure))}"
         head = (
-            f'<h1>Of {len(lines)} trials <strong>number {best["number"] + 1}</strong> is best: '
-            f'<strong class="value">{quoted(figure.rpartition("/")[2], best["value"])} {shown(metric_name(figure))}</strong> on eval, with {drawn}.</h1>'
+            f"<h1>Of {len(lines)} trials <strong>number {best['number'] + 1}</strong> is best: "
+            f'<strong class="value">{value}</strong> on eval, with {drawn}.</h1>'
         )
     kind, words = verdict(record)
     judged = f'<p class="verdict {kind}">{shown(words)}</p>' if words else ""
@@ -213,5 +216,5 @@ def _next(record: Record) -> str:
     name = record["name"]
     return section(
         "Go on", f"<pre><code>luthier tune runs/{shown(name)}/best.yaml</code></pre>"
-        '<p class="small">best.yaml is the whole recipe with the winner\'s settings. Its run scores the test rows and writes its own report.</p>',
+        '<p class="small">best.yaml is the whole recipe with the settings of the winner; its run scores the test rows.</p>',
     )  # fmt: skip

@@ -105,7 +105,7 @@ def course(lines: Sequence[Line], best: int | None, figure: str, scale: Scale, h
     ran = [line for line in lines if line["ended"] == "done"]
     if not ran:
         return ""
-    values = [line["value"] for line in ran]
+    values: list[float] = [line["value"] for line in ran]
     low, high = min(values), max(values)
     margin = 0.08 * (high - low) or abs(high) * 0.05 or 1.0
     low, high = low - margin, high + margin
@@ -150,7 +150,7 @@ def course(lines: Sequence[Line], best: int | None, figure: str, scale: Scale, h
 
 def seeds(found: Mapping[str, Any], names: Mapping[str, str], scale: Scale) -> str:
     """Each seed's figure of both ways, joined where the seed is the same, with their means."""
-    values = [line["value"] for way in names for line in found[way] if line["value"] is not None]
+    values: list[float] = [line["value"] for way in names for line in found[way] if line["value"] is not None]
     if not values:
         return ""
     low, high = min(values), max(values)
@@ -238,7 +238,8 @@ def range_test(
     body = []
     if diverged is not None:
         x = px(diverged)
-        body.append(f'<rect class="beyond" x="{x:.1f}" y="{top:g}" width="{max(0.0, width - right - x):.1f}" height="{height - top - bottom:g}"/>')
+        room = f'width="{max(0.0, width - right - x):.1f}" height="{height - top - bottom:g}"'
+        body.append(f'<rect class="beyond" x="{x:.1f}" y="{top:g}" {room}/>')
         body.append(text(min(x + 6, width - right), height - bottom - 8, "diverges", "tick", "start" if x < width - 110 else "end"))
     for t in ticks(low, high, 5):
         body.append(f'<line class="grid" x1="{left:g}" x2="{width - right:g}" y1="{py(t):.1f}" y2="{py(t):.1f}"/>')

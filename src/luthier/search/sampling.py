@@ -17,7 +17,7 @@ from luthier.search.space import key_of
 WARM = 10  # trials of tpe that are drawn at random first; a third of the trials where they are few
 
 
-class Numbered(BaseSampler):
+class Numbered(BaseSampler):  # type: ignore[misc]  # Optuna is not followed
     """Another sampler, made anew for each trial from the search's seed and the trial's number."""
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
@@ -32,11 +32,13 @@ class Numbered(BaseSampler):
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
         """As the inner one."""
-        return self.inner.infer_relative_search_space(study, trial)
+        found: dict[str, BaseDistribution] = self.inner.infer_relative_search_space(study, trial)
+        return found
 
     def sample_relative(self, study: Any, trial: Any, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """As the inner one."""
-        return self.inner.sample_relative(study, trial, search_space)
+        found: dict[str, Any] = self.inner.sample_relative(study, trial, search_space)
+        return found
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
         """As the inner one."""
@@ -47,7 +49,7 @@ class Numbered(BaseSampler):
         self.inner.after_trial(study, trial, state, values)
 
 
-class Listed(BaseSampler):
+class Listed(BaseSampler):  # type: ignore[misc]
     """Trial n takes line n of a list: a grid, in an order drawn once from the seed."""
 
     def __init__(self, lines: Sequence[Mapping[str, Any]], seed: int) -> None:

@@ -99,6 +99,8 @@ def _held_out(light: Light, asked: Asked) -> dict[str, Any]:
 def verdict(found: Mapping[str, Any], higher: bool, same: bool) -> dict[str, Any]:
     """What the difference is called: better, worse, noise, same (the recipe as it stands won), or unknown.
 
+    One seed can't tell: how far another would fall from it is not known.
+
     Adds `difference`: {"value", "low", "high", "seeds", "rows"}, winner minus default.
     """
     if same:
@@ -117,6 +119,6 @@ def verdict(found: Mapping[str, Any], higher: bool, same: bool) -> dict[str, Any
     interval = difference_of_ways([one["value"] for one, _ in pairs], [two["value"] for _, two in pairs], table, rows)
     sign = 1 if higher else -1
     ends = sorted((sign * interval.low, sign * interval.high))
-    called = UNKNOWN if math.isnan(interval.low) else BETTER if ends[0] > 0 else WORSE if ends[1] < 0 else NOISE
+    called = UNKNOWN if math.isnan(interval.low) or len(pairs) < 2 else BETTER if ends[0] > 0 else WORSE if ends[1] < 0 else NOISE
     told = {"value": interval.value, "low": interval.low, "high": interval.high, "seeds": len(pairs), "rows": rows}
     return {"called": called, "difference": {key: None if value != value else value for key, value in told.items()}}
