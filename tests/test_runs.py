@@ -15,7 +15,8 @@ import pytest
 from filelock import FileLock
 
 from luthier.engine.cache import Cache
-from luthier.runs import BLOCKS, aligned, cache_table, differing, flat, size, sparkline, table
+from luthier.errors import UserError
+from luthier.runs import BLOCKS, again, aligned, beside, cache_table, differing, flat, size, sparkline, table
 
 RECIPE: dict[str, Any] = {
     "name": None, "seed": 0, "model": {"name": "pocket"}, "adapt": {"kind": "head"}, "method": {"kind": "supervised"},
@@ -192,3 +193,55 @@ def test_cache_is_listed_and_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_size(count: float, said: str) -> None:
     assert size(count) == said
+
+
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    a_run(tmp_path, "a", value=0.8, curve=(0.1, 0.8))
+    other = RECIPE | {"adapt": {"kind": "lora", "rank": 8}, "train": {"lr": 5e-4, "batch_size": 32}}
+    a_run(tmp_path, "b", value=0.9, recipe=other)
+    said = {line.split()[0]: line.split()[1:] for line in beside(["a", "b"], tmp_path).splitlines()[1:]}
+    assert said["accuracy"] == ["0.8", "0.9"]
+    assert said["adapt.kind"] == ["head", "lora"]
+    assert said["train.lr"] == ["0.001", "0.0005"]
+    assert said["time"] == ["1", "min", "15", "s", "1", "min", "15", "s"]
+    assert said["eval"] == ["curve", f"{BLOCKS[0]}{BLOCKS[7]}"]
+    assert "train.batch_size" not in said
+    with pytest.raises(UserError, match="There is no run 'c'"):
+        beside(["a", "c"], tmp_path)
+
+
+def test_searches_are_listed_below_the_runs(tmp_path: Path) -> None:
+    a_run(tmp_path, "a")
+    told = {"status": "done", "trials": [{"number": 0, "value": 0.75}], "best": 0, "limit": 4, "figure": "accuracy",
+            "seeds": {"called": "noise"}}  # fmt: skip
+    for name, text in (("s", json.dumps(told)), ("t", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "search.json").write_text(text, encoding="utf-8")
+    said = table(tmp_path).splitlines()
+    assert said[-2].split() == ["s", "done", "1", "of", "4", "eval/accuracy", "0.75", "noise"]
+    assert said[-1].split() == ["t", "damaged"]
+
+
+def test_a_run_again_from_its_folder(tmp_path: Path) -> None:
+    folder = a_run(tmp_path, "a")
+    recipe = str(folder / "recipe.yaml")
+    assert again(folder, ["train.lr=1e-4"], None, tmp_path, False) == (recipe, "a-lr=1e-4", tmp_path)
+    assert again(folder, [], None, tmp_path, False) == (recipe, "a-2", tmp_path)
+    a_run(tmp_path, "a-2")
+    assert again(folder, [], None, tmp_path, False) == (recipe, "a-3", tmp_path)
+    assert again(folder, [], "mine", tmp_path, False) == (recipe, "mine", tmp_path)
+    assert again(folder, [], None, Path("elsewhere"), True) == (recipe, "a", tmp_path)
+
+
+def test_tune_takes_a_runs_folder(tmp_path: Path, easy: Path, tinies: dict[str, str]) -> None:
+    from luthier.cli import main
+    from luthier.run import run
+
+    recipe = {"model": tinies["bert"], "adapt": "head", "data": {"train": str(easy)}, "train": {"steps": 4}, "seed": 3}
+    first = run(recipe, runs=tmp_path, name="first", quiet=True)
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", str(first.folder), "--runs", str(tmp_path), "--quiet"])
+    assert ended.value.code == 0
+    second = json.loads((tmp_path / "first-2/run.json").read_text(encoding="utf-8"))
+    assert second["metrics"] == first.record["metrics"]
+    assert second["seed"] == 3

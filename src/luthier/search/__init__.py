@@ -98,7 +98,7 @@ def _begun(space: Space, folder: Path, name: str, console: Console, stop: Stop) 
 
     recipe = space.recipe
     assert recipe.search is not None
-    bench = Bench(stop, recipe.seed)
+    bench = Bench(stop, recipe.seed, recipe.search.trials + 2 * recipe.search.seeds)
     if recipe.search.metric is not None and recipe.train.metric is None:
         wanted = recipe.search.metric.removeprefix("eval/")
         if wanted in METRICS and wanted != "loss":  # the checkpoint is then chosen by what is searched for

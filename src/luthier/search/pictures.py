@@ -58,7 +58,7 @@ def spread(values: Any, drawn: Sequence[Any]) -> tuple[Callable[[Any], float], l
 
 def parallel(space: Mapping[str, Any], lines: Sequence[Line], best: int | None, figure: str, scale: Scale, higher: bool) -> str:
     """A line a trial through an axis a setting, ending at its figure; the best in the page's colour, what was cut dashed."""
-    values = [line["value"] for line in lines if line.get("value") is not None]
+    values: list[float] = [line["value"] for line in lines if line.get("value") is not None]
     if not values or not lines:
         return ""
     low, high = min(values), max(values)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from luthier import frozen, training
+from luthier import frozen, record, training
 from luthier.engine import machine
 from luthier.engine.cache import Cache
 from luthier.engine.log import Console
@@ -29,7 +29,6 @@ from luthier.errors import UserError
 from luthier.families import Family
 from luthier.folder import Folder
 from luthier.gather import Gathered, gather
-from luthier.models.heads import TaskModel
 from luthier.recipe import Recipe
 from luthier.run import case_of, plan_of
 from luthier.training import Case, Job
@@ -95,11 +94,12 @@ class Bench:
 
     Attributes:
         splits: seed of the split where no files are named: the same rows for every trial and every seed.
-        scratch: where a run's folder lies while it runs.
+        runs: how many there will be, about: what is frozen is cached if it pays for all of them together.
     """
 
     stop: Stop
     splits: int
+    runs: int = 1
     cache: Cache = field(default_factory=Cache)
     console: Console = field(default_factory=lambda: Console(quiet=True))
     rows: dict[str, Gathered] = field(default_factory=dict)
@@ -115,11 +115,13 @@ class Bench:
         self.still = None  # before another model is built: never two of them
         _give_back()
         case, family = case_of(job, None, self._gathered(recipe))
-        pristine = copy.deepcopy(case.built.model.head) if isinstance(case.built.model, TaskModel) else None
+        if getattr(case.teach, "still", False):
+            return case, family
+        pristine = copy.deepcopy(case.built.model.head) if case.teach.family == "labels" else None
         work = _work(case)
-        job.record["frozen"] = frozen.attach(
-            case.built.model, case.views, work, case.plan.epochs, recipe.model.attention
-        )
+        keeps = family.freeze if hasattr(family, "freeze") else frozen.attach_case
+        every = replace(case, plan=replace(case.plan, epochs=self.runs * case.plan.epochs))  # passes of all runs together
+        job.record["frozen"] = keeps(every, work, None)
         if pristine is not None and job.record["frozen"]["kind"] in ("pooled", "token"):
             self.still = _Still(key, case, family, pristine, job.record["frozen"])
         family.prepare(case, work)
@@ -160,6 +162,8 @@ class Bench:
         with tempfile.TemporaryDirectory(prefix="luthier-trial-") as scratch:
             try:
                 case, family = self.case(recipe, Folder(Path(scratch)))
+                if getattr(case.teach, "still", False):
+                    return _asked(case, family, began, cpu)
                 loop = training.loop_of(case, family, None)
                 loop.settings = replace(loop.settings, best=keep)
                 curve = _watched(loop, watch)
@@ -178,6 +182,18 @@ class Bench:
             del case, loop
             _give_back()
         return found
+
+
+def _asked(case: Case, family: Family, began: float, cpu: float) -> Light:
+    """A method that trains nothing: the model is asked as it is, and its figures on eval are the trial's."""
+    job = case.job
+    job.record |= record.begin(job.recipe, "trial") | {"earlier_proofs": [], "earlier": {}, "frozen": {"kind": None}}
+    only = {name: view for name, view in case.views.items() if name != "test"}
+    asked = replace(case, views=only, gathered=replace(case.gathered, splits={name: case.gathered.splits[name] for name in only}))
+    family.before(asked)
+    family.judge(asked, job.record)
+    figures = {name: float(value) for name, value in job.record["metrics"].get("eval", {}).items()}
+    return Light([(0, figures)], figures, 0, time.perf_counter() - began, time.process_time() - cpu, {})
 
 
 def _watched(loop: Loop, watch: Watch | None) -> list[tuple[int, dict[str, float]]]:
