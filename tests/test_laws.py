@@ -20,11 +20,7 @@ RUN_FLOOR = {"run", "gather", "build", "frozen", "predict", "proofs", "record", 
              "talk", "chat", "judge_text", "together", "judges", "rollouts", "stages", "start", "prompting", "prompted", "asked",
              "judge_prompted", "scored", "rated", "policy", "score", "judge_tasks"}  # fmt: skip
 BELOW_RUN = {"recipe", "statistics", "data", "adapters", "models", "methods", "engine", "evaluate"}
-<<<<<<< HEAD
-ABOVE_RUN = {"look", "new", "rank", "export", "runs", "show", "draft", "guess"}
-=======
-ABOVE_RUN = {"look", "new", "export", "runs", "show", "draft", "guess", "search"}
->>>>>>> 7a75b66 (Search: space, storage, trials, seeds and the page)
+ABOVE_RUN = {"look", "new", "rank", "export", "runs", "search", "show", "draft", "guess"}
 # floor -> what it may import of ours (and itself, and errors)
 MAY: dict[str, set[str]] = {
     "recipe": set(),

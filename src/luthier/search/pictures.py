@@ -112,8 +112,8 @@ def course(lines: Sequence[Line], best: int | None, figure: str, scale: Scale, h
     width, height, left, right, top, bottom = 480.0, 260.0, 62.0, 14.0, 12.0, 32.0
     last = max(line["number"] for line in lines) + 1
 
-    def px(number: int) -> float:
-        return left + (width - left - right) * (number + 0.5) / last
+    def px(number: float) -> float:
+        return left + (width - left - right) * (number + 0.5) / float(last)
 
     def py(value: float) -> float:
         return height - bottom - (height - top - bottom) * (value - low) / (high - low)
