@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
     Raises:
         UserError: for a combination that means nothing.
     """
-    adapter, kind = ADAPTERS[recipe.adapt.kind], recipe.adapt.kind
+    kind = recipe.adapt.kind
     _check_ensemble(recipe, teach)
     start = backbone_of(recipe, base)
     base, backbone = start.base, start.model
@@ -51,6 +51,8 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
         backbone = adapter.attach(backbone, recipe.adapt, recipe.seed)
     except ValueError as error:
         raise UserError(f"{error}.", where=recipe.where("adapt")) from None
+    begun = begin(recipe, base)
+    base, backbone = begun.base, begun.backbone
     names = reward.add_members(backbone, teach.ensemble, recipe.seed) if teach.members == "adapters" else ()
     reads_both = base.encoder or base.encoder_decoder
     pooling = teach.pooling or ("mean" if reads_both else "last")
@@ -62,8 +64,6 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
     if hidden is not None and base.config.model_type == "bert" and base.random is None:
         head.start_from(load.pooler(base))
     _start(head, lesson)
-    if recipe.train.gradient_checkpointing:
-        checkpointing(backbone, recipe)
     told = {
         "kind": teach.members, "members": teach.ensemble, "combine": teach.combine, "caution": teach.caution,
         "template": teach.template, "loss": lesson.loss, "ties": lesson.ties, "sizes": list(lesson.sizes),
@@ -76,6 +76,45 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
         start.kept["quantize"], random=start.kept.get("random"), judging=told,
     )  # fmt: skip
     return Built(RewardModel(backbone, head, pooling, names), base, about, parameters, start.said)
+        begun.name, begun.hash, recipe.model.revision, kind, ADAPTERS[kind].stores, lesson.task, (), pooling, -1, hidden,
+        max_length, recipe.model.attention, precision, "reward", None, recipe.model.quantize, judging=told,
+    return Built(RewardModel(backbone, head, pooling, names), base, about, begun.parameters)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A backbone with its adapter, before a head is put on it; `name`, `hash` and `parameters` are those of what it began as."""
+
+    base: Base
+    backbone: Any
+    name: str
+    hash: str
+    parameters: int
+
+
+def begin(recipe: Recipe, base: Base) -> Begun:
+    """Load the backbone, or an earlier run's, and attach.
+
+    Raises:
+        UserError: for an adapter that can't stand on it.
+    """
+    source = run_folder(recipe.model.name)
+    unquantized(recipe, source)
+    if source is not None:
+        base, backbone = saved.tuned_backbone(source)
+    else:
+        backbone = load.backbone(
+            base, attention=recipe.model.attention, quantize=recipe.model.quantize, where=recipe.where("model")
+        )
+        belongs.check(backbone, base.tokenizer, base.name, recipe.where("model"))
+    base_hash, parameters = weights_hash(backbone), sum(p.numel() for p in backbone.parameters())
+    try:
+        backbone = ADAPTERS[recipe.adapt.kind].attach(backbone, recipe.adapt, recipe.seed)
+    except ValueError as error:
+        raise UserError(f"{error}.", where=recipe.where("adapt")) from None
+    if recipe.train.gradient_checkpointing:
+        checkpointing(backbone, recipe)
+    return Begun(base, backbone, base.name if source is None else str(source), base_hash, parameters)
 
 
 def _check_ensemble(recipe: Recipe, teach: Any) -> None:
