@@ -27,7 +27,6 @@ from luthier.methods.reward import Lesson
 from luthier.models import load, reward
 from luthier.models.load import Base
 from luthier.models.reward import CompareModel, RewardHead
-from luthier.models.saved import About
 from luthier.recipe import Judgements, Recipe
 from luthier.training import Case
 
@@ -50,15 +49,12 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
         torch.manual_seed(recipe.seed)
         # Without a bias: it would say the same of both orders, and their difference is what is learned.
         head = RewardHead(base.width, 1, bias=False, hidden=hidden, beside=lesson.beside)
-    if hidden is not None and base.config.model_type == "bert":
+    if hidden is not None and base.config.model_type == "bert" and base.random is None:
         head.start_from(load.pooler(base))
     draw = (recipe.data.judgements or Judgements()).draw
     told = {"kind": "heads", "members": 1, "temperature": 1.0, "draw": draw}
-    about = About(
-        begun.name, begun.hash, recipe.model.revision, kind, ADAPTERS[kind].stores, "judge", (), pooling, -1, hidden, max_length,
-        recipe.model.attention, precision, "comparator", None, recipe.model.quantize, judging=told,
-    )  # fmt: skip
-    return Built(CompareModel(begun.backbone, head, pooling), base, about, begun.parameters)
+    about = begun.about("judge", pooling, hidden, max_length, precision, "comparator", told)
+    return Built(CompareModel(begun.backbone, head, pooling), base, about, begun.parameters, begun.start.said)
 
 
 def reads_pairs(base: Base) -> bool:
