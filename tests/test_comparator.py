@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import judged_rows
+import planted
 import tiny
 from luthier.build import base_of
 from luthier.comparing import circles, scores_of
@@ -28,7 +28,7 @@ from luthier.run import run
 
 CPU = torch.device("cpu")
 KIND = "prompt,completions,ranks"
-RANKED = judged_rows.rankings(5, 4, {"ann": 0.0, "bob": 0.5})
+RANKED = planted.rankings(5, 4, {"ann": 0.0, "bob": 0.5})
 
 
 def made(folder: str, rows: list[dict[str, Any]], max_length: int = 96, **method: Any) -> Any:
@@ -137,7 +137,7 @@ def test_keys_of_the_other_learner_are_refused(method: dict[str, Any], words: li
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_a_run_that_compares(name: str, tmp_path: Path) -> None:
-    data = judged_rows.write(tmp_path / "rankings.jsonl", judged_rows.rankings(40, 3, {"ann": 0.0, "bob": 0.3}))
+    data = planted.write(tmp_path / "rankings.jsonl", planted.rankings(40, 3, {"ann": 0.0, "bob": 0.3}))
     result = run(
         {"model": tiny.build_model(name, tmp_path / name), "adapt": "lora", "data": {"train": data},
          "method": {"kind": "ranking", "learner": "judge", "raters": "reliability"},
