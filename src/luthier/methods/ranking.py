@@ -62,7 +62,7 @@ class PolicyRanking(RankingSettings):
         Raises:
             UserError: if the rows hold none, or nothing to compare.
         """
-        found = learned(rows, False, where)
+        found = learned(rows, False, where, self.rounds is not None)
         if self.ties != "davidson":
             return found
         sizes, start = tie_start(rank_table(rankings_of(rows)))
@@ -70,6 +70,11 @@ class PolicyRanking(RankingSettings):
 
     def check(self, where: Callable[..., str | None]) -> None:
         """Raise UserError for a loss that is not there, or a key that this loss does not have."""
+        if self.ties == "davidson" and self.rounds is not None:
+            raise UserError(
+                "method.ties: davidson learns how often people call two answers equal; a judge's scores are hardly ever equal.",
+                where=where("method", "ties"), hint="Leave ties out.",
+            )  # fmt: skip
         check_options(self, known_loss(self.loss, LOSSES, where), where)
         only_judge = [key for key in ComparatorSettings.model_fields if key in self.model_fields_set and self._differs(key)]
         if only_judge or self.raters == "reliability":
