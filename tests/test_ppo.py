@@ -102,7 +102,7 @@ def test_what_is_measured_beside_the_reward(room: Path, tmp_path: Path) -> None:
     record = tuned(made | {"adapt": "full"}, tmp_path)
     assert not [line for line in record["proofs"] if not line["passed"]]
     assert set(record["metrics"]["test"]) == {"reward", "gold", "kl", "length"}
-    assert set(record["wins"]) == {"reward", "gold"}
+    assert [one["judge"].partition(":")[0] for one in record["wins"]] == ["reward", "gold"]
     assert [line["n"] for line in record["yardstick"]] == [1, 2, 4]
     assert record["yardstick"][2]["reward"] > record["yardstick"][0]["reward"]
     assert record["held"]["reference"] > 0
@@ -205,3 +205,39 @@ def test_bad_input_is_told(room: Path, tmp_path: Path, tinies: dict[str, str]) -
     texts.write_text("text,label\na,b\nc,d\n", encoding="utf-8")
     with pytest.raises(UserError, match="prompt"):
         tuned(recipe(room, "ppo") | {"data": {"train": str(texts)}}, tmp_path, name="h")
+
+
+def test_a_reward_run_on_the_same_base_shares_its_weights(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rankings -> reward run -> policy: one base in memory; a run that is no better than chance is refused."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": f"say {row['text'][:16]}", "completions": [" aa bank a", " it so on", " rain"], "ranks": [1, 2, 3]}
+        for row in tiny.easy_rows(60)
+    ]
+    file = tmp_path / "rankings.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    model = str(room / "llama")
+    taught = {
+        "model": model, "adapt": "lora", "method": {"kind": "reward", "ensemble": 2}, "data": {"train": str(file)},
+        "train": {"steps": 20, "batch_size": 16, "lr": 1e-2, "precision": "fp32", "max_length": 64},
+    }  # fmt: skip
+    tuned(taught, tmp_path / "runs", name="judge")
+    made = recipe(room, "rloo", {"steps": 4}, reward="judge", combine="worst") | {"data": {"train": str(file)}}
+    record = tuned(made, tmp_path / "runs", name="policy")
+    base = record["held"]["base"]
+    assert record["shared"]["judge"] > 0.6 * base, "all but the output layer, which a judge has not"
+    assert record["held"]["judges"] < record["held"]["policy"] + 4096, "an adapter and a head"
+    lines = lines_of(tmp_path / "runs" / "policy")
+    assert set(lines[0]["parts"]) == {"judge 1", "judge 2"}
+    assert lines[0]["doubt"] > 0
+    told = json.loads((tmp_path / "runs" / "judge" / "run.json").read_text("utf-8"))
+    told["intervals"]["test"]["pair-accuracy"] = [0.4, 0.9]
+    (tmp_path / "runs" / "judge" / "run.json").write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(UserError, match="not above chance") as refused:
+        tuned(made, tmp_path / "runs", name="refused")
+    assert "--anyway" in str(refused.value)
+    made["method"]["anyway"] = True
+    record = tuned(made, tmp_path / "runs", name="anyway")
+    assert "not above chance" in record["warnings"][0]

@@ -380,3 +380,71 @@ def test_the_watch_gives_the_mean_of_a_step() -> None:
     assert watch.take() == {"drift": 1.0}
     assert watch.take() == {}
     assert isinstance(Prompts("prompt").watch, Watch)
+
+
+class Pretend:
+    """What vLLM would hold and give back, without vLLM: the interface is tested, not the engine."""
+
+    dtype = DOUBLE
+
+    def __init__(self) -> None:
+        self.held: dict[str, torch.Tensor] = {}
+        self.loses = False
+
+    def load_weights(self, weights: Any) -> None:
+        self.held = {name: value.clone() for name, value in weights if "q_proj" not in name}
+        if self.loses:
+            self.held = {name: value + 1 for name, value in self.held.items()}
+
+    def names(self) -> list[str]:
+        return list(self.held)
+
+    def hashes(self, names: list[str]) -> dict[str, str]:
+        from luthier.rollouts.vllm import hash_of
+
+        return {name: hash_of(self.held[name]) for name in names}
+
+    def generate(self, prompts: list[list[int]], sampling: Sampling, ends: Any) -> list[Any]:
+        return [[([5, 6, ends[0]], [-1.0, -2.0, -0.5]) for _ in range(sampling.samples)] for _ in prompts]
+
+
+def test_another_engine_is_kept_in_step() -> None:
+    """The weights that are handed over are those of the policy with its adapter merged; a hand-over that fails is told."""
+    from luthier.adapters import bridge
+    from luthier.rollouts.vllm import Vllm
+
+    actor, engine = moved(actor_of(critic=False)), Pretend()
+    sampler = Vllm(actor, tokenizer_of(), ENDS, tiny.CPU, "fp32", lambda: False, engine)
+    sampler.refresh()
+    (answers,) = sampler.answers([[5, 9]], Sampling(max_new_tokens=4, temperature=1.0, samples=2))
+    assert [answer.tokens for answer in answers] == [[5, 6, 2]] * 2
+    assert (answers[0].ids, answers[0].finish, answers[0].end) == ([5, 6], "end", 2)
+    engine.loses = True
+    with pytest.raises(UserError, match="does not hold the policy's weights"):
+        sampler.refresh()
+    engine.loses = False
+    sampler.refresh()
+    whole = dict(bridge.merged(actor.backbone).named_parameters())
+    assert engine.held
+    for name, value in engine.held.items():
+        assert torch.allclose(value, whole[name], rtol=1e-10, atol=1e-12), name
+
+
+def test_a_judges_record_decides_whether_it_is_learned_from() -> None:
+    from luthier.rollouts.trust import doubts
+
+    def record(low: float, length: float | None = None) -> dict[str, Any]:
+        beside = {} if length is None else {"length": {"pair-accuracy": length}}
+        told = {"test": {"pair-accuracy": 0.7}}
+        return {
+            "headline_split": "test",
+            "metrics": told,
+            "intervals": {"test": {"pair-accuracy": [low, 0.8]}},
+            "baselines": beside,
+        }
+
+    assert doubts("j", record(0.6)) is None
+    assert doubts("j", record(0.6, 0.55)) is None
+    assert "not above chance" in str(doubts("j", record(0.45)))
+    assert "length alone" in str(doubts("j", record(0.6, 0.65)))
+    assert "never measured" in str(doubts("j", {"headline_split": "eval"}))

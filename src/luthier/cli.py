@@ -67,6 +67,7 @@ def tune(
     runs: Runs = RUNS,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
     rerun: Annotated[list[str], typer.Option("--rerun", help="of several stages: run this one again, or stale")] = [],  # noqa: B006
+    anyway: Annotated[bool, typer.Option("--anyway", help="learn from a judge that is no better than chance or length")] = False,
 ) -> None:
     """Run a recipe. Ctrl-C and SIGTERM leave a checkpoint that --resume goes on from, exactly."""
     from luthier.recipe import read_any
@@ -79,7 +80,7 @@ def tune(
         from luthier.new import new as write_recipe
 
         recipe = str(write_recipe(recipe, None, "pocket", None, False, keep=True))
-    checked = read_any(recipe, sets)  # a mistake is told before anything heavy is imported
+    checked = read_any(recipe, [*sets, *(["method.anyway=true"] if anyway else [])])  # mistakes are told before heavy imports
     from luthier.record import headline
     from luthier.run import run
 

@@ -32,6 +32,7 @@ from luthier.rollouts import health, yardstick
 from luthier.rollouts.crew import Crew, crew_of
 from luthier.rollouts.prompts import PromptView
 from luthier.rollouts.trial import sampled, tried
+from luthier.statistics.bootstrap import bootstrap_weighted
 from luthier.training import Case
 
 MOST = 32  # prompts of the yardstick
@@ -231,7 +232,7 @@ def _headline(case: Case, record: dict[str, Any], rows: PromptView, found: Sampl
     before = from_told(record.pop("start_rows"))
     gains = metrics.compare("policy", before, found, {})
     record["difference"] = {name: [one.value, one.low, one.high] for name, one in gains.items()}
-    record["wins"] = wins(before, found)
+    record["wins"] = wins(before, found, case)
     lines = []
     for at in range(len(rows)):
         line = {
@@ -245,17 +246,19 @@ def _headline(case: Case, record: dict[str, Any], rows: PromptView, found: Sampl
     replace_text(case.job.folder.predictions, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def wins(before: Sampled, after: Sampled) -> dict[str, list[float]]:
+def wins(before: Sampled, after: Sampled, case: Case) -> list[dict[str, Any]]:
     """Share of prompts whose completion a judge prefers to that of the starting model, ties half, with its interval."""
-    from luthier.statistics.bootstrap import bootstrap_weighted
-
-    found = {}
+    found, judges = [], case.kept.judges()
     for name in ("reward", "gold"):
         one, two = getattr(before, name), getattr(after, name)
         if one is None or two is None:
             continue
         (share,) = bootstrap_weighted(_share((two > one) + 0.5 * (two == one)), len(one))
-        found[name] = [share.value, share.low, share.high]
+        names = " + ".join(Path(judge).name for judge in judges[name])
+        found.append({
+            "judge": f"{name}: {names}", "against": Path(case.recipe.model.name).name, "prompts": len(one),
+            "rate": share.value, "interval": [share.low, share.high],
+        })  # fmt: skip
     return found
 
 

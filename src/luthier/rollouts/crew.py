@@ -19,7 +19,9 @@ from luthier.data.render import encode_language
 from luthier.data.view import TextView
 from luthier.engine.log import Console
 from luthier.engine.stop import Stop
+from luthier.errors import UserError
 from luthier.evaluate.sampled import Sampled
+from luthier.folder import find
 from luthier.judges import Judge, judge_of
 from luthier.judges.spec import parts_of
 from luthier.methods.onpolicy import Objective
@@ -27,6 +29,7 @@ from luthier.methods.sft import Sft
 from luthier.models.actor import Actor
 from luthier.models.decoding import start_token
 from luthier.models.selftest import bundles_hold
+from luthier.models.sharing import own_bytes, share
 from luthier.recipe import Data, SftSettings
 from luthier.rollouts import trial
 from luthier.rollouts.buffer import Buffer, Layout, PromptOf
@@ -35,9 +38,11 @@ from luthier.rollouts.reading import Reader
 from luthier.rollouts.sampler import Own, sampler_of
 from luthier.rollouts.scores import Scoring
 from luthier.rollouts.source import Rollouts, Setup
+from luthier.rollouts.trust import doubts
 from luthier.speak import ends_of
 from luthier.training import KEPT, Case
 
+UNMEASURED = ("function", "sum", "fewshot")  # kinds of judges that no held-out judgements have measured
 PromptsOf = Callable[..., PromptView]
 
 
@@ -72,9 +77,9 @@ class Crew:
         value = sum(_bytes(p) for name, p in learns.items() if name.startswith("head.") or ".value." in name)
         policy = sum(_bytes(p) for p in learns.values()) - value
         whole = sum(_bytes(p) for p in self.actor.parameters())
-        judges = sum(
-            int(getattr(judge, "held", 0)) for judge in (*self.scoring.judges, *(self.gold.judges if self.gold else ()))
-        )
+        asked = (*self.scoring.judges, *(self.gold.judges if self.gold else ()))
+        models = {id(one): one for judge in asked if isinstance(one := getattr(judge, "model", None), torch.nn.Module)}
+        judges = sum(own_bytes(model, self.actor) for model in models.values())
         return {
             "base": whole - policy - value,
             "policy": policy,
@@ -205,8 +210,36 @@ def scoring_of(spec: str | Mapping[str, float], case: Case, key: str, combine: s
     where = recipe.where("method", key)
     parts = parts_of(spec, where)
     runs = job.folder.path.parent
-    judges: list[Judge] = [judge_of(part.name, runs=runs, device=job.device.type, where=where) for part in parts]
+    judges: list[Judge] = [_trusted(part.name, case, key, runs, where) for part in parts]
+    for judge in judges:
+        backbone = getattr(getattr(judge, "model", None), "backbone", None)
+        if isinstance(backbone, torch.nn.Module):
+            saved = share(backbone, case.built.model.backbone)
+            job.record.setdefault("shared", {})[judge.name] = saved
     return Scoring(judges, [part.weight for part in parts], combine, case.teach.caution, case.teach.time_limit)
+
+
+def _trusted(name: str, case: Case, key: str, runs: Path, where: str | None) -> Judge:
+    """A judge by its name.
+
+    Raises:
+        UserError: for a run to be learned from that is no better than chance or length, unless the recipe says anyway.
+    """
+    job = case.job
+    made = judge_of(name, runs=runs, device=job.device.type, where=where)
+    if made.kind in UNMEASURED:
+        return made
+    said = doubts(name, find(name, runs).record())
+    if said is not None and key == "reward" and not case.teach.anyway:
+        raise UserError(
+            said,
+            where=where,
+            hint="Teach it better, or learn from it all the same:  luthier tune ... --anyway  (method: {anyway: true})",
+        )
+    if said is not None and said not in job.record["warnings"]:
+        job.console.say(said)
+        job.record["warnings"].insert(0, said)
+    return made
 
 
 def pretraining(case: Case) -> tuple[Callable[[np.ndarray], dict[str, Tensor]], int]:

@@ -68,22 +68,36 @@ class Scoring:
         Raises:
             UserError: for a judge that fails, takes too long, or gives no finite number for each completion.
         """
-        told = [self._asked(judge, prompts, completions, place) for judge in self.judges]
-        parts = {judge.name: scores for judge, scores in zip(self.judges, told, strict=True)}
-        stacked = np.stack(told)
-        doubt = stacked.std(0, ddof=1) if self.combine != "sum" and len(told) > 1 else None
+        parts = self._voices(prompts, completions, place)
+        stacked = np.stack(list(parts.values()))
+        doubt = stacked.std(0, ddof=1) if self.combine != "sum" and len(stacked) > 1 else None
         if self.combine == "sum":
             total = np.tensordot(np.asarray(self.weights, dtype=np.float64), stacked, 1)
         elif self.combine == "worst":
             total = stacked.min(0)
         else:
             total = stacked.mean(0)
-        if doubt is None and len(self.judges) == 1:
+        if self.combine == "sum" and len(self.judges) == 1:
             own = self.judges[0].disagreement(prompts, completions)
             doubt = None if own is None else np.stack(own)
         if self.combine == "uncertainty" and doubt is not None:
             total = total - self.caution * doubt**2
         return Scored(total, parts, doubt)
+
+    def _voices(
+        self, prompts: Sequence[Text], completions: Sequence[Sequence[str]], place: Callable[[int], str]
+    ) -> dict[str, np.ndarray]:
+        """Scores of each judge; of a run that is an ensemble itself, of each of its members where they are to be combined."""
+        found: dict[str, np.ndarray] = {}
+        for judge in self.judges:
+            several = getattr(judge, "members", None)
+            if self.combine == "sum" or several is None:
+                found[judge.name] = self._asked(judge, prompts, completions, place)
+                continue
+            members = np.stack(several(prompts, completions))  # (prompts, samples, members)
+            for number in range(members.shape[-1]):
+                found[f"{judge.name} {number + 1}" if members.shape[-1] > 1 else judge.name] = members[..., number]
+        return found
 
     def _asked(
         self, judge: Judge, prompts: Sequence[Text], completions: Sequence[Sequence[str]], place: Callable[[int], str]

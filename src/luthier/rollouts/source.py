@@ -206,7 +206,7 @@ class Rollouts:
         setup, told = self.setup, self.setup.teach.rollout
         flat = [answer for several in answers for answer in several]
         whole = told.top_p == 1 and told.top_k == 0 and told.min_p == 0
-        exact = whole or told.temperature == 1
+        exact = told.temperature == 1 or (whole and told.backend == "own")
         name = "logprobs" if told.temperature == 1 else "drawn"
         sampled = torch.tensor([value for answer in flat for value in getattr(answer, name)], dtype=torch.float64)
         first = self.began == 0

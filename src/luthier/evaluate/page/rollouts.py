@@ -28,7 +28,6 @@ FIGURES = (
     ("price", "price of a nat"),
     ("doubt", "disagreement of the ensemble"),
 )
-JUDGES = {"reward": "the reward", "gold": "the gold judge"}
 HELD = {
     "base": "the base, once, for policy, reference and value",
     "policy": "what the policy learns",
@@ -76,9 +75,8 @@ def frontier(run: Run) -> str:
             f"{number(top['kl'])} nats; the policy scores {figure('reward', tried['reward'])} at {number(tried.get('kl'))}.</p>"
         )
     told = [
-        f"{percent(value[0], 1)} ({percent(value[1], 1)} to {percent(value[2], 1)}) by {JUDGES.get(name, shown(name))}"
-        for name, value in (record.get("wins") or {}).items()
-        if isinstance(value, Sequence) and len(value) == 3
+        f"{percent(one['rate'], 1)} ({percent(one['interval'][0], 1)} to {percent(one['interval'][1], 1)}) by {shown(one['judge'], 90)}"
+        for one in record.get("wins") or []
     ]
     if told:
         said += (
