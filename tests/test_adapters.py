@@ -15,8 +15,10 @@ from torch import nn
 import tiny
 from luthier.adapters import ADAPTERS, bridge, hooks, pissa, positions_taken, quantize, refused, several, virtual_tokens
 from luthier.adapters.freeze import train_mode, untie
+from luthier.adapters.prompts import _frequent, first_text
 from luthier.adapters.structure import is_encoder_decoder, plain, structure
 from luthier.adapters.targets import as_peft, bias_names, linear_paths, norm_paths, roles
+from luthier.models import load
 from luthier.proofs import relative
 from luthier.recipe import read
 from luthier.recipe.words import ADAPT_SYNONYMS
@@ -309,26 +311,22 @@ def test_singular_vectors_of_large_layers_are_near_and_repeatable() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "gpt-neox"])
-def test_prefix_starts_as_real_tokens(name: str) -> None:
+def test_prefix_starts_as_a_text(name: str) -> None:
     """The learned keys and values begin as those of tokens of the vocabulary, standing before the text."""
-    from luthier.adapters.prompts import _real_tokens
-
     base = writer(name)
     made = attached(writer(name), {"kind": "prefix", "tokens": 5})
-    start = _real_tokens(base, 5, 0).expand(len(IDS), -1)
+    start = first_text(base, 5, 0).expand(len(IDS), -1)
     with torch.no_grad():
         real = base(input_ids=torch.cat([start, IDS], 1)).logits[:, 5:]
     assert relative(logits(made, attention_mask=None), real) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
-def test_prompt_starts_as_real_tokens(name: str) -> None:
-    from luthier.adapters.prompts import _real_tokens
-
+def test_prompt_starts_as_a_text(name: str) -> None:
     base = writer(name)
     made = attached(writer(name), {"kind": "prompt", "tokens": 5})
     assert positions_taken(options({"kind": "prompt", "tokens": 5})) == virtual_tokens(made) == 5
-    start = _real_tokens(base, 5, 0).expand(len(IDS), -1)
+    start = first_text(base, 5, 0).expand(len(IDS), -1)
     with torch.no_grad():
         real = base(input_ids=torch.cat([start, IDS], 1)).logits[:, 5:]
     assert relative(logits(made, attention_mask=None), real) <= 1e-5
@@ -385,10 +383,38 @@ def test_learned_tokens_switch_off_on_every_model(name: str) -> None:
         assert virtual_tokens(made) == (16 if kind == "prompt" else 0)
 
 
-def test_p_tuning_starts_as_large_as_real_embeddings() -> None:
-    made = attached(writer(), "p-tuning")
-    learned = made.get_prompt(1)
-    assert 0.5 < learned.std() / made.word_embeddings.weight.std() < 2.0
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_p_tuning_starts_as_a_text(name: str) -> None:
+    base = writer(name)
+    made = attached(writer(name), {"kind": "p-tuning", "tokens": 5})
+    start = first_text(base, 5, 0).expand(len(IDS), -1)
+    with torch.no_grad():
+        real = base(input_ids=torch.cat([start, IDS], 1)).logits[:, 5:]
+    assert relative(logits(made, attention_mask=None), real) <= 1e-4
+
+
+def test_learned_tokens_start_from_what_the_model_writes(stories: str) -> None:
+    """On a real model they cost nothing; tokens drawn from the vocabulary cost half a nat."""
+    base = load.causal(load.find(stories))
+    text = first_text(base, 16, 0)
+    assert text[0, 0] == base.config.bos_token_id
+    assert not set(text[0, 1:].tolist()) & {0, base.config.bos_token_id, base.config.eos_token_id}
+    ids = load.find(stories).tokenizer("Once upon a time there was a little girl named Lily. She loved to play.")[
+        "input_ids"
+    ]
+    losses = {}
+    for name, before in {"none": [], "text": text[0].tolist(), "drawn": _frequent(base, 16, 0)[0].tolist()}.items():
+        with torch.no_grad():
+            logits = base(input_ids=torch.tensor([[*before, *ids]])).logits[0, len(before) : -1]
+        losses[name] = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).item()
+    assert losses["text"] < losses["none"] + 0.1 < losses["drawn"]
+
+
+def test_bodies_without_an_output_layer_start_from_their_embeddings_or_the_first_token() -> None:
+    tied, untied, encoder = reader("gemma3"), reader("llama"), reader("bert")
+    assert len(set(first_text(tied, 8, 0)[0].tolist())) > 2
+    assert set(first_text(untied, 8, 0)[0].tolist()) == {untied.config.bos_token_id}
+    assert torch.equal(first_text(encoder, 8, 0), _frequent(encoder, 8, 0))
 
 
 # AdaLoRA needs more of the loop than gradients.

