@@ -250,7 +250,7 @@ def test_identity_at_initialisation(cell: Cell, workshop: Workshop) -> None:
 
 def belongs(adapt: str, found: Learner, name: str) -> bool:
     """Whether this parameter should move, told from its name and not from requires_grad."""
-    if name.startswith("head.") or adapt == "full":
+    if name.startswith("head.") or adapt in ("full", "gradual", "lp-ft"):  # of lp-ft the second stage; opening: test_transfer.py
         return True
     if adapt == "last-n":
         parts = structure(found.model.backbone)

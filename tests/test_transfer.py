@@ -47,8 +47,9 @@ def bert(ground: Path) -> str:
     return tiny.build_model("bert", ground / "bert")
 
 
-def tune(model: str, data: Path, runs: Path, name: str, adapt: Any = "head", **more: Any) -> dict[str, Any]:
-    recipe = {"model": model, "adapt": adapt, "data": {"train": str(data)}, "train": QUICK | more.pop("train", {})} | more
+def tune(model: str, rows: Path, runs: Path, name: str, adapt: Any = "head", **more: Any) -> dict[str, Any]:
+    files = more.pop("data", {"train": str(rows)})
+    recipe = {"model": model, "adapt": adapt, "data": files, "train": QUICK | more.pop("train", {})} | more
     return run(recipe, runs=runs, name=name, quiet=True).record
 
 
@@ -315,3 +316,108 @@ def test_random_weights_are_a_baseline(ground: Path, causal: str, bert: str, tmp
     model_: Any = load.backbone(norms)
     weight = model_.layers[0].mlp.up_proj.weight.detach().numpy()
     assert abs(np.std(weight) - model_.config.initializer_range) < 0.002
+
+
+# forgetting
+
+
+def test_replay_is_a_weighted_second_term(ground: Path, causal: str, tmp_path: Path) -> None:
+    """(1 - s) L(task) + s L(replay), each over its own tokens: the gradient by hand, whatever the lengths."""
+    from luthier.methods.protocol import Term
+    from luthier.replay import MARK, Both
+
+    class Inner:
+        def counts(self, batch: Any) -> dict[str, float]:
+            return {"loss": float(batch["x"].numel())}
+
+        def loss(self, model: Any, batch: Any) -> dict[str, Term]:
+            return {"loss": Term((model * batch["x"]).sum(), self.counts(batch)["loss"])}
+
+    from luthier.engine.loss import combine, total_counts
+
+    weight = torch.tensor(1.0, requires_grad=True)
+    both = Both(Inner(), 0.25)
+    micros = [{"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([6.0])}, {"x": torch.tensor([8.0] * 5), MARK: torch.ones(())}]
+    totals = total_counts(both, micros)
+    assert totals == {"task": 3.0, "replay": 5.0}
+    loss = torch.stack([combine(both.loss(weight, micro), totals) for micro in micros]).sum()  # type: ignore[arg-type]
+    assert loss.item() == pytest.approx(0.75 * 3.0 + 0.25 * 8.0)
+
+
+def _forgetting(ground: Path, causal: str, runs: Path, name: str, **data: Any) -> dict[str, Any]:
+    return tune(
+        causal, ground / "none", runs, name, "full", method={"kind": "sft", "samples": 0}, train={"lr": 1e-2, "steps": 12},
+        data={"train": str(ground / "answers.jsonl"), "general": str(ground / "texts.jsonl")} | data,
+    )  # fmt: skip
+
+
+def test_replay_forgets_less_and_evaluate_shows_it(
+    ground: Path, causal: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from luthier import forgetting
+
+    lines = [json.dumps({"prompt": f"{n} and {n}", "completion": f" zz {n}"}) for n in range(40)]
+    (ground / "answers.jsonl").write_text("\n".join(lines) + "\n")
+    alone = _forgetting(ground, causal, tmp_path, "alone")
+    replay = {"data": str(ground / "texts.jsonl"), "share": 0.5}
+    both = _forgetting(ground, causal, tmp_path, "both", replay=replay)
+    assert alone["forgotten"]["before"] == pytest.approx(both["forgotten"]["before"])
+    assert both["forgotten"]["after"] < alone["forgotten"]["after"] - 0.1
+    steps = [json.loads(line) for line in (tmp_path / "both/metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in steps if "train/replay" in line)
+    assert first["train/loss"] == pytest.approx(0.5 * first["train/task"] + 0.5 * first["train/replay"])
+    told = forgetting.evaluate("alone", str(ground / "texts.jsonl"), tmp_path)
+    assert told["after"] == pytest.approx(alone["forgotten"]["after"], rel=1e-5)
+    assert "loss" in capsys.readouterr().out
+    assert "What was forgotten" in (tmp_path / "both/report.html").read_text(encoding="utf-8")
+
+
+def test_a_classifier_forgets_too(ground: Path, causal: str, bert: str, tmp_path: Path) -> None:
+    """A frozen backbone forgets nothing, to the last digit; one that was tuned has another loss on text."""
+    data = {"train": str(ground / "rows.csv"), "general": str(ground / "texts.jsonl")}
+    head = tune(causal, ground, tmp_path, "head", "head", data=data)["forgotten"]
+    assert head["difference"] == [0.0, 0.0, 0.0]
+    for adapt in ("full", "lora"):
+        tuned = tune(causal, ground, tmp_path, adapt, adapt, data=data, train={"lr": 3e-2})["forgotten"]
+        assert tuned["before"] == head["before"]
+        assert tuned["after"] != tuned["before"]
+    with pytest.raises(UserError, match="no loss on general text"):
+        tune(bert, ground, tmp_path, "bert", "head", data=data)
+
+
+def test_replay_of_labelled_rows(ground: Path, bert: str, tmp_path: Path) -> None:
+    data = {"train": str(ground / "rows.csv"), "replay": {"data": str(tiny.easy_csv(tmp_path / "old.csv", 20, 5)), "share": 0.25}}
+    for adapt in ("head", "full"):
+        record = tune(bert, ground, tmp_path, adapt, adapt, data=data)
+        assert record["status"] == "done"
+        assert record["data"]["replay"]["rows"] == 20
+        assert "forgotten" not in record
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\nso it is,elsewhere\nthat too,elsewhere\n")
+    with pytest.raises(UserError, match=r"replay has labels that train does not"):
+        tune(bert, ground, tmp_path, "other", "head", data=data | {"replay": {"data": str(other)}})
+
+
+def test_replay_resumes_exactly(ground: Path, causal: str, tmp_path: Path) -> None:
+    from luthier.errors import Interrupted
+
+    replay = {"data": str(ground / "texts.jsonl"), "share": 0.3}
+    recipe = {
+        "model": causal, "adapt": "full", "method": {"kind": "sft", "samples": 0}, "train": QUICK | {"steps": 6},
+        "data": {"train": str(ground / "texts.jsonl"), "replay": replay},
+    }  # fmt: skip
+    whole = run(recipe, runs=tmp_path, name="whole", quiet=True)
+    original = Loop._eval_due
+
+    def stops(self: Loop) -> bool:
+        if self.progress.step == 3:
+            self.stop.ask("test")
+        return original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "_eval_due", stops)
+        with pytest.raises(Interrupted):
+            run(recipe, runs=tmp_path, name="cut", quiet=True)
+    run(recipe, runs=tmp_path, name="cut", quiet=True, resume=True)
+    one, two = (load.causal(load.find(str(folder / "model"))) for folder in (whole.folder, tmp_path / "cut"))
+    assert weights_hash(one) == weights_hash(two)

@@ -136,12 +136,17 @@ def evaluate(
     rows: Annotated[int | None, typer.Option(help="how many rows, evenly spread; all of them when left out")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="of a run that writes: longest answer")] = None,
     task: Task = None,
+    general: Annotated[str | None, typer.Option(help="text on which to show what was forgotten: loss before and after")] = None,
     runs: Runs = RUNS,
 ) -> None:
     """Base against tuned on your own set, with intervals; of a run that writes, with answers side by side."""
     from luthier.judge import evaluate as verb
 
     verb(run, data, metric, runs, rows=rows, new_tokens=max_new_tokens, task=task)
+    if general is not None:
+        from luthier.forgetting import evaluate as forgotten
+
+        forgotten(run, general, runs)
 
 
 @app.command()

@@ -17,8 +17,9 @@ from luthier.data.split import hash_split, row_key
 from luthier.data.tasks import TaskRows
 from luthier.errors import UserError
 from luthier.methods.multitask import settings_of
-from luthier.recipe import Judgements, MultitaskSettings, Recipe
+from luthier.recipe import Data, Judgements, MultitaskSettings, Recipe
 
+MOST_GENERAL = 500  # rows of replayed text that are set aside to measure on
 BY_HASH = "by hash of the text, stratified by label where there are labels"
 
 
@@ -30,11 +31,13 @@ class Gathered:
         splits: "train", and "eval" and "test" where there are any.
         how: "given", or BY_HASH.
         warnings: sentences for the report.
+        general: text on which is measured what was forgotten, or None.
     """
 
     splits: dict[str, Rows]
     how: str
     warnings: tuple[str, ...]
+    general: Rows | None = None
 
     @property
     def headline(self) -> str:
@@ -70,7 +73,35 @@ def gather(recipe: Recipe, store: Path) -> Gathered:
     warnings += _contradictions(splits) + _leaks(splits)
     if splits["train"].kind in JUDGED:
         warnings += _judgements(splits, (data.judgements or Judgements()).most_faulty)
-    return Gathered(splits, how, tuple(warnings))
+    again, general = _general(recipe, splits["train"].kind, store)
+    return Gathered(splits | again, how, tuple(warnings), general)
+
+
+def _general(recipe: Recipe, kind: str, store: Path) -> tuple[dict[str, Rows], Rows | None]:
+    """Rows that are replayed, and text to measure on; of replayed text a tenth is set aside for that where no file is named.
+
+    Raises:
+        UserError: for a method that replays nothing, or rows that do not fit.
+    """
+    data, text = recipe.data, ("text", "prompt,completion", "messages")
+    general = None if data.general is None else sources.load(data.general, Data(train=data.general), store, expect=text)
+    if data.replay is None:
+        return {}, general
+    if recipe.method.kind not in ("supervised", "sft"):
+        raise UserError(
+            f"data.replay mixes rows into the steps of supervised and sft; the method is {recipe.method.kind}.",
+            where=recipe.where("data", "replay"), hint="Leave it out; data.general still shows what was forgotten.",
+        )  # fmt: skip
+    own = Data(
+        train=data.replay.data, columns=data.replay.columns, label_separator=data.label_separator, on_bad_row=data.on_bad_row
+    )
+    rows = sources.load(data.replay.data, own, store, expect=text if kind in text else kind)
+    if general is not None or kind not in text:
+        return {"replay": rows}, general
+    parts = hash_split(rows, {"general": 0.1}, recipe.seed)
+    if not len(parts["general"]):
+        return {"replay": rows}, None
+    return {"replay": rows.take(parts["train"])}, rows.take(parts["general"][:MOST_GENERAL])
 
 
 def gather_tasks(recipe: Recipe, store: Path) -> Gathered:
@@ -81,7 +112,12 @@ def gather_tasks(recipe: Recipe, store: Path) -> Gathered:
     """
     assert isinstance(recipe.method, MultitaskSettings)
     parts: dict[str, Gathered] = {}
-    for name in recipe.method.tasks:
+    for name, task in recipe.method.tasks.items():
+        if task.data.replay is not None or task.data.general is not None:
+            raise UserError(
+                f"Task {name!r}: replay and general are for one task; of several, the general set is a task of its own.",
+                where=recipe.where("method", "tasks", name, "data"), hint="For example  general: {task: generate, data: {train: ...}}",
+            )  # fmt: skip
         try:
             parts[name] = gather(alone(recipe, name), store)
         except UserError as error:
@@ -126,8 +162,7 @@ def expected(recipe: Recipe) -> tuple[str, ...] | None:
         return ("prompt", "messages")  # whatever stands beside a prompt is not read
     if recipe.method.kind == "sft":
         return tuple(kind for kind in RECORDS if kind not in JUDGED)
-    own = (*JUDGED, "prompt") if getattr(recipe.method, "rounds", None) else JUDGED  # a policy that judges its own answers
-    return own if recipe.method.kind in ("reward", "preference", "ranking") else None
+    return JUDGED if recipe.method.kind in ("reward", "preference", "ranking") else None
 
 
 def _hold_out(rows: Rows, shares: Mapping[str, float], seed: int) -> dict[str, Rows]:

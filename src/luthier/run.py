@@ -26,7 +26,7 @@ import torch
 from luthier import folder as run_folder
 from luthier import frozen, record, training
 from luthier.adapters import ADAPTERS
-from luthier.build import base_of
+from luthier.build import Built, base_of
 from luthier.data.loader import Plan
 from luthier.engine import checkpoint, machine, optimizer
 from luthier.engine.cache import Cache
@@ -149,6 +149,11 @@ def _run(job: Job, name: str, again: bool) -> Result:
     job.record["peak_bytes"] = job.memory.peak() + weights
     record.judge(case, family)
     family.after(case)
+    if case.gathered.general is not None:
+        from luthier import forgetting
+
+        job.record["forgotten"] = forgetting.measured(job.folder.model, case.gathered.general, case.runner(), job.cache.rows)
+        job.console.say(forgetting.sentence(job.record["forgotten"]))
     job.record |= {"time": _times(job, progress), "proofs": job.proofs}
     record.finish(case)
     return Result(job.folder.path, job.record)
@@ -188,6 +193,8 @@ def case_of(
     base = base_of(recipe)
     precision = _precision(job, base, saved_at)
     built = family.build(recipe, base, teach, schema, max_length(recipe, base), precision)
+    if gathered.general is not None:
+        _measurable(recipe, built)
     views = {
         name: family.view(rows, built, teach, schema, job.cache.rows, name) for name, rows in gathered.splits.items()
     }
@@ -196,6 +203,15 @@ def case_of(
     rows = family.rows(views["train"], teach, recipe) if hasattr(family, "rows") else len(views["train"])
     plan = plan_of(recipe, built.parameters, base, rows, job.device, saved_at)
     return Case(job, teach, schema, gathered, built, views, metric, precision, plan), family
+
+
+def _measurable(recipe: Recipe, built: Built) -> None:
+    """Refuse, before anything is trained, to measure on general text what has no loss there."""
+    from luthier import forgetting
+
+    reason = forgetting.refused(built.base, built.about)
+    if reason is not None:
+        raise UserError(f"data.general: {reason}.", where=recipe.where("data", "general"), hint="Leave it out.")
 
 
 def _times(job: Job, progress: Progress) -> dict[str, Any]:
@@ -251,7 +267,6 @@ def plan_of(
     kind = recipe.adapt.kind
     usual: float = getattr(recipe.method, "passes", ADAPTERS[kind].epochs if kind in ADAPTERS else 1)
     most: float = getattr(recipe.method, "most_passes", MOST_EPOCHS)
-    usual = getattr(recipe.method, "passes_by", {}).get(kind, usual)
     epochs = train.epochs or usual
     steps = train.steps or max(1, round(epochs * per_epoch))
     if (

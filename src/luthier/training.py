@@ -69,7 +69,6 @@ class Case:
         views: rows of each split as its model reads them.
         metric: name and row of METRICS that chooses the checkpoint.
         plan: how rows become steps; known when the views are.
-        state: what a family keeps for itself.
         parts: of several tasks on one trunk, each as a case of its own, by name.
         kept: whatever the family keeps between its calls.
     """
@@ -83,7 +82,6 @@ class Case:
     metric: tuple[str, metrics.Metric]
     precision: str
     plan: Plan
-    state: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Case] = field(default_factory=dict)
     kept: Any = None
 
@@ -131,7 +129,9 @@ def loop_of(case: Case, family: Family, saved_at: checkpoint.Checkpoint | None) 
         deep = decayed(built.model.backbone, lr, train.layer_decay)
         special |= {f"backbone.{name}": rate for name, rate in deep.items()}
     groups = optimizer.groups(built.model, lr, decay, special)
-    loader = loader_of(case, family)
+    from luthier import replay
+
+    loader = replay.replayed(case, loader_of(case, family))
     settings = Settings(
         plan.steps, train.schedule, train.warmup, train.clip, precision,
         train.save_every or max(1, plan.steps // 10), train.eval_every or max(loader.per_epoch, plan.steps // 40),
@@ -142,7 +142,7 @@ def loop_of(case: Case, family: Family, saved_at: checkpoint.Checkpoint | None) 
     trackers = [] if job.light else train.trackers
     log = Log(job.folder.metrics, trackers, job.folder.path.name, job.recipe.model_dump())
     loop = Loop(
-        built.model, case.teach.objective(case.schema, job.device), loader, optimizer.adamw(groups), settings,
+        built.model, replay.objective(case), loader, optimizer.adamw(groups), settings,
         job.folder.checkpoints, identity, log, job.console, job.stop, job.device, evaluate, train_mode,
     )  # fmt: skip
     loop.hooks = _hooks(case, family)
@@ -178,7 +178,7 @@ def _identity(case: Case) -> dict[str, Any]:
     return {
         "plan": case.plan.as_dict(), "threads": torch.get_num_threads(), "precision": case.precision, "device": job.device.type,
         "frozen": job.record["frozen"]["kind"], "base": built.about.base_hash, "tokenizer": fingerprint(built.base.tokenizer),
-        "rows": case.views["train"].rows.hash,
+        "rows": "+".join(case.views[name].rows.hash for name in ("train", "replay") if name in case.views),
     }  # fmt: skip
 
 

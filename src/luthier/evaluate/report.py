@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from luthier.evaluate.page import account, draws, judging, policies, rollouts, sections, tasks, writing
+from luthier.evaluate.page import account, draws, forgotten, judging, policies, rollouts, sections, tasks, writing
 from luthier.evaluate.page.sections import Run
 from luthier.evaluate.page.style import STYLE
 from luthier.evaluate.page.words import (
@@ -46,7 +46,7 @@ SAMPLED: tuple[Part, ...] = (
     writing.metrics, rollouts.frontier, rollouts.health, rollouts.side_by_side, rollouts.over_time, rollouts.held,
 )  # fmt: skip
 SEVERAL: tuple[Part, ...] = (tasks.result, tasks.transfer, tasks.directions, tasks.curves)
-PARTS: tuple[Part, ...] = (account.curves, account.what, account.cost, account.proofs, account.surroundings)
+PARTS: tuple[Part, ...] = (forgotten.forgotten, account.curves, account.what, account.cost, account.proofs, account.surroundings)
 
 
 def write(run_folder: Path) -> Path:
@@ -243,9 +243,6 @@ def render(run: Run) -> str:
     record = run.record
     title = plain(f"{record.get('name') or who(record)}: Luthier report")
     parts = (*own_parts(record), *PARTS)
-    own = JUDGED if is_judged(record) else LABELLED
-    own = WRITTEN if is_written(record) else TAUGHT if policies.is_taught(record) else own
-    parts = (*own, *PARTS)
     body = top(run) + "".join(guarded(build, run) for build in parts)
     made = f"Written by Luthier {shown(record['luthier'])}." if record.get("luthier") else "Written by Luthier."
     return PAGE.format(policy=POLICY, title=title, style=STYLE, body=body, made=made)

@@ -25,7 +25,6 @@ FAMILIES: dict[str, str] = {
     "multitask": "luthier.families.multitask",
     "fewshot": "luthier.families.fewshot",
     "reward": "luthier.families.reward",
-    "comparator": "luthier.families.comparator",
     "preference": "luthier.families.preference",
     "setfit": "luthier.families.setfit",
     "onpolicy": "luthier.families.onpolicy",

@@ -238,9 +238,9 @@ def absolute(raw: dict[str, Any], folder: Path, names: Collection[str] = ()) -> 
     for data in (owner.get("data") for owner in owners if isinstance(owner, dict)):
         if not isinstance(data, dict):
             continue
-        for key in ("train", "eval", "test"):
-            if isinstance(data.get(key), str) and data[key] and (folder / data[key]).exists():
-                data[key] = str((folder / data[key]).resolve())
+        for key, inner in (*((key, data) for key in ("train", "eval", "test", "general")), ("data", data.get("replay"))):
+            if isinstance(inner, dict) and isinstance(inner.get(key), str) and inner[key] and (folder / inner[key]).exists():
+                inner[key] = str((folder / inner[key]).resolve())
     if isinstance(raw.get("method"), dict):
         _absolute_method(raw["method"], folder)
     name = model.get("name") if isinstance(model, dict) else model

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from luthier.evaluate.page import pictures
+from luthier.evaluate.page.forgotten import LEAD, rows_of
 from luthier.evaluate.page.sections import axis_of, section
 from luthier.evaluate.page.style import STYLE
 from luthier.evaluate.page.words import (
@@ -142,23 +143,8 @@ def _wins(folder: Path, stages: Sequence[Record]) -> str:
 
 
 def _forgotten(folder: Path, stages: Sequence[Record]) -> str:
-    """Loss on a general set before the first stage and after each."""
-    rows = []
-    for one in stages:
-        told = part(one, "forgotten")
-        if not told:
-            continue
-        value, low, high = told["difference"]
-        verdict = "forgotten" if low > 0 else "better than before" if high < 0 else "the same within the interval"
-        rows.append(
-            [
-                f"<strong>{shown(one['name'])}</strong>", f"{told['before']:.3f}", f"{told['after']:.3f}", f"{value:+.3f}",
-                f"{low:+.3f} to {high:+.3f}", verdict,
-            ]
-        )  # fmt: skip
-    head = ["stage", "before", "after", "difference", "interval", ""]
-    lead = "Loss on a general set, nats a token, before and after each stage; the interval is that of a paired bootstrap over rows."
-    return section("What was forgotten", table(head, rows, "text") if rows else "", lead, "forgotten")
+    """Loss on a general set before and after each stage."""
+    return section("What was forgotten", rows_of([(one["name"], one) for one in stages]), LEAD, "forgotten")
 
 
 def _curves(folder: Path, stages: Sequence[Record]) -> str:
