@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import tiny
+from luthier import frozen
 from luthier.data.tasks import TaskLoader, TaskViews
 from luthier.engine import checkpoint
 from luthier.engine.cache import Cache
@@ -291,6 +292,22 @@ def test_frozen_trunk_one_column_a_view(rows: Path, writer: str, tmp_path: Path)
     assert all(line["passed"] for line in first["proofs"])
 
 
+@pytest.mark.parametrize("adapt", ["head", {"kind": "last-n", "n": 1}])
+def test_a_step_on_cached_columns_is_the_step_without(adapt: Any, rows: Path, writer: str, tmp_path: Path) -> None:
+    """Mixed micro-batches read pooled features, token states or boundary states, task by task or together."""
+    case = case_for(recipe_of(rows, writer, "topic score tag reply", adapt=adapt, features="raw"), tmp_path)
+    objective, loader = case.teach.objective(case.schema, tiny.CPU), multitask.loader(case)
+    model = case.built.model.eval()
+    before = gradient(model, objective, loader.micros(*loader._slots(0), False), tiny.CPU)
+    work = frozen.Work(case.job.cache, case.job.console, case.job.stop, tiny.CPU, "fp32", 4096)
+    told = multitask.freeze(case, work, True)
+    assert set(json.loads(told["kind"]).values()) == ({"boundary"} if adapt != "head" else {"pooled", "token", "states"})
+    cached = multitask.loader(case)
+    after = gradient(model, objective, cached.micros(*cached._slots(0), False), tiny.CPU)
+    assert torch.allclose(before, after, rtol=1e-4, atol=1e-5)
+    assert (before != 0).any()
+
+
 def test_a_later_run_starts_from_the_trunk(five: tuple[Path, dict[str, Any]], rows: Path) -> None:
     folder, _ = five
     told = {
@@ -438,6 +455,25 @@ def test_bad_words_are_told(method: dict[str, Any], said: str) -> None:
     tasks = {"a": {"data": {"train": "x"}}, "b": {"data": {"train": "y"}}}
     with pytest.raises(UserError, match=said):
         read({"model": "pocket", "adapt": "lora", "method": {"kind": "multitask", "tasks": tasks, **method}})
+
+
+def test_look_shows_each_task(rows: Path, tinies: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from luthier.look import look
+    from luthier.recipe import write
+
+    (tmp_path / "recipe.yaml").write_text(write(read(recipe_of(rows, tinies["bert"], "topic score"))), encoding="utf-8")
+    look(str(tmp_path / "recipe.yaml"), html=tmp_path / "seen.html", rows=1)
+    told = capsys.readouterr().out
+    assert "task topic" in told
+    assert "task score" in told
+    assert (tmp_path / "seen-topic.html").is_file()
+    assert (tmp_path / "seen-score.html").is_file()
+
+
+def test_the_example_is_a_recipe(repository: Path) -> None:
+    recipe = read(repository / "examples" / "multitask.yaml")
+    assert isinstance(recipe.method, MultitaskSettings)
+    assert list(recipe.method.tasks) == ["topic", "question", "length"]
 
 
 def test_two_tasks_of_one_name(tmp_path: Path) -> None:

@@ -289,7 +289,8 @@ def _aside(work: Whole, folder: Folder) -> None:
 def files_of(recipe: Recipe) -> dict[str, str]:
     """Path -> sha256 of the recipe's data files that lie on this machine."""
     found = {}
-    for path in _paths(recipe.data.model_dump()):
+    told = recipe.method.model_dump()
+    for path in _paths({"data": recipe.data.model_dump(), "tasks": told.get("tasks", {})}):
         if Path(path).is_file():
             with Path(path).open("rb") as file:
                 found[path] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from luthier import frozen, proofs
-from luthier.adapters import bridge
+from luthier.adapters import ADAPTERS, bridge
 from luthier.build import Built
 from luthier.build import build as build_head
 from luthier.data.examples import Rows
@@ -63,7 +63,8 @@ def before(case: Case) -> None:
     if bridge.is_wrapped(built.model.backbone):
         with bridge.switched_off(built.model.backbone):
             base = proofs.outputs_of(built.model, train, job.device)
-        job.proofs.append(proofs.identity(base, job.record["probe"]))
+        if ADAPTERS[built.about.adapt].identity:
+            job.proofs.append(proofs.identity(base, job.record["probe"]))
         job.record["probe"] = base
 
 

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from luthier.errors import UserError
+from luthier.gather import alone
 from luthier.look.found import Finding, Look
 from luthier.look.inspection import inspect
 from luthier.look.terminal import show, text
 from luthier.look.web import page
+from luthier.recipe import MultitaskSettings, Recipe, read_any
 
 __all__ = ["Finding", "Look", "inspect", "look", "page", "text"]
 
@@ -30,11 +32,25 @@ def look(recipe: str, sets: Sequence[str] = (), html: Path | None = None, rows: 
     """
     if html is not None and not Path(html).absolute().parent.is_dir():
         raise UserError(f"There is no folder {str(Path(html).parent)!r} for the page.", hint="Make it first.")
-    found = inspect(recipe, sets, rows=rows)
-    show(found)
-    if html is not None:
-        _keep(page(found), Path(html))
-        print(f"page: {html}")
+    for name, one in _tasks(recipe, sets).items():
+        found = inspect(one, sets if one is recipe else (), rows=rows)
+        if name:
+            print(f"\ntask {name}\n")
+        show(found)
+        if html is not None:
+            target = Path(html).with_stem(f"{Path(html).stem}-{name}") if name else Path(html)
+            _keep(page(found), target)
+            print(f"page: {target}")
+
+
+def _tasks(recipe: str, sets: Sequence[str]) -> dict[str, str | Recipe]:
+    """The recipe of each task of several, by its name; of one task the recipe itself, without a name."""
+    if Path(recipe).suffix.lower() not in (".yaml", ".yml"):
+        return {"": recipe}
+    told = read_any(recipe, sets)
+    if isinstance(told, Recipe) and isinstance(told.method, MultitaskSettings):
+        return {name: alone(told, name) for name in told.method.tasks}
+    return {"": recipe}
 
 
 def _keep(content: str, path: Path) -> None:
