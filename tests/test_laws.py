@@ -18,7 +18,7 @@ ALWAYS = {"errors"}  # three exceptions and four exit codes; everyone may raise 
 
 RUN_FLOOR = {"run", "gather", "build", "frozen", "predict", "proofs", "record", "folder", "judge", "training", "families", "speak",
              "talk", "chat", "judge_text", "together", "judges", "rollouts", "stages", "start", "prompting", "prompted", "asked",
-             "judge_prompted", "replay", "forgetting", "scored", "rated", "policy", "score", "judge_tasks"}  # fmt: skip
+             "judge_prompted", "replay", "forgetting", "scored", "rated", "policy", "score", "judge_tasks", "comparer"}  # fmt: skip
 BELOW_RUN = {"recipe", "statistics", "data", "adapters", "models", "methods", "engine", "evaluate"}
 ABOVE_RUN = {"look", "new", "rank", "export", "runs", "search", "show", "draft", "guess"}
 # floor -> what it may import of ours (and itself, and errors)

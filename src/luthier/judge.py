@@ -127,6 +127,11 @@ def evaluate(
         if not quiet:
             print(table(result), judge_text.side_by_side(result), sep="\n\n")
         return result
+    if saved.about(folder.model).family == "fewshot-judge":
+        raise UserError(
+            f"The run {str(folder.path)!r} judges outputs; its figures on judgements stand in its report.",
+            hint="luthier score RUN FILE  gives what it makes of outputs; name judgements as data.test for figures on them.",
+        )
     if saved.about(folder.model).family == "fewshot":
         from luthier import judge_prompted, judge_text
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from luthier.asked import ask, read, written
 from luthier.data import sources
-from luthier.data.examples import Rows
+from luthier.data.examples import JUDGED, Rows
+from luthier.data.judgements.best import best
 from luthier.engine.stop import Stop
 from luthier.errors import Interrupted, UserError
 from luthier.evaluate import metrics
@@ -38,7 +39,9 @@ def evaluate(
         run = open_prompted(folder, stop, quiet)
         prompter = _longer(run.prompter, new_tokens)
         kind = (run.about.speech or {})["kind"]
-        rows = evenly(sources.load(data, run.recipe.data, prompter.work.cache.rows, expect=kind), most)
+        wanted = (kind, *JUDGED) if kind == "prompt,completion" else kind
+        found = sources.load(data, run.recipe.data, prompter.work.cache.rows, expect=wanted)
+        rows = evenly(best(found) if found.kind in JUDGED else found, most)
         items = [plain(rows.row(at)) for at in range(len(rows))]
         targets = _targets(run, rows, data)
         reads = run.about.task == "generate" and any(

@@ -44,19 +44,22 @@ class Prompted:
     draw: int
 
 
-def save(prompter: Prompter, about: About, draw: int, folder: Path) -> int:
-    """Write the folder; returns the bytes of demonstrations in it."""
+def save(prompter: Prompter, about: About, draw: int, folder: Path, whole: bool = False) -> int:
+    """Write the folder; returns the bytes of demonstrations in it.
+
+    `whole`: keep the pool even where all items have the same demonstrations.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     settings = prompter.settings
     kept = range(len(prompter.pool))
-    if not prompter.per_item:
+    if not prompter.per_item and not whole:
         kept = prompter.chosen([{}], draw)[0]  # type: ignore[assignment]
     lines = [json.dumps({"line": prompter.lines[at], **prompter.pool[at]}, ensure_ascii=False) + "\n" for at in kept]
     run_folder.replace_text(folder / POOL, "".join(lines))
     speech = {
-        "settings": settings.model_dump(), "prompt": asdict(prompter.prompt), "draw": draw, "per_item": prompter.per_item,
+        "settings": settings.model_dump(), "prompt": asdict(prompter.prompt), "draw": draw, "per_item": prompter.per_item or whole,
         "blank": prompter.blank, "seed": prompter.seed, "kind": "text,label" if prompter.labels else "prompt,completion",
-        "chat": prompter.prompt.chat,
+        "chat": prompter.prompt.chat, "labels": list(prompter.labels),
     }  # fmt: skip
     with load.quiet():
         prompter.base.tokenizer.save_pretrained(str(folder))
@@ -66,7 +69,9 @@ def save(prompter: Prompter, about: About, draw: int, folder: Path) -> int:
     return (folder / POOL).stat().st_size
 
 
-def open_prompted(folder: run_folder.Folder, stop: Stop | None = None, quiet: bool = True) -> Prompted:
+def open_prompted(
+    folder: run_folder.Folder, stop: Stop | None = None, quiet: bool = True, device: str | None = None
+) -> Prompted:
     """The model of a few-shot run.
 
     Raises:
@@ -81,13 +86,14 @@ def open_prompted(folder: run_folder.Folder, stop: Stop | None = None, quiet: bo
             hint="Put the old weights back, or run again on the new ones.",
         )
     recipe = read(folder.recipe)
-    device = machine.pick_device(recipe.train.device)
+    where = machine.pick_device(device or recipe.train.device)
     pool = [json.loads(line) for line in (folder.model / POOL).read_text(encoding="utf-8").splitlines()]
     lines = [row.pop("line") for row in pool]
-    work = frozen.Work(Cache(), Console(quiet), stop or Stop(), device, about.precision, LIMIT)
+    work = frozen.Work(Cache(), Console(quiet), stop or Stop(), where, about.precision, LIMIT)
     prompter = Prompter(
-        LanguageModel(backbone.eval()).eval().to(device), replace(base, tokenizer=load.tokenizer_of(str(folder.model))),
-        FewshotSettings(**told["settings"]), Prompt(**told["prompt"]), about.labels, pool, lines, about.max_length, about.base_hash,
+        LanguageModel(backbone.eval()).eval().to(where), replace(base, tokenizer=load.tokenizer_of(str(folder.model))),
+        FewshotSettings(**told["settings"]), Prompt(**told["prompt"]), tuple(told["labels"]), pool,
+        lines, about.max_length, about.base_hash,
         told["seed"], work, about.attention, None if told["per_item"] else list(range(len(pool))), told["blank"],
     )  # fmt: skip
     return Prompted(folder, recipe, about, prompter, int(told["draw"]))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,9 @@ def case_of(
     gathered = gather(recipe, job.cache.rows) if gathered is None else gathered
     train = gathered.splits["train"]
     teach = method_of(recipe.method, train.kind)
+    if hasattr(teach, "taken"):  # the method reads the rows in another way than they stand in the file
+        gathered = replace(gathered, splits={name: teach.taken(rows) for name, rows in gathered.splits.items()})
+        train = gathered.splits["train"]
     family = family_of(teach)
     schema = teach.learn(train, recipe.where("method", "task"))
     metric = (family.metric if hasattr(family, "metric") else metric_of)(recipe, schema)

@@ -24,6 +24,7 @@ FAMILIES: dict[str, str] = {
     "language": "luthier.families.language",
     "multitask": "luthier.families.multitask",
     "fewshot": "luthier.families.fewshot",
+    "fewshot-judge": "luthier.families.fewshot_judge",
     "reward": "luthier.families.reward",
     "preference": "luthier.families.preference",
     "setfit": "luthier.families.setfit",

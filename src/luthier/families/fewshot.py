@@ -33,7 +33,9 @@ from luthier.start import writer_of
 from luthier.training import Case
 
 
-def build(recipe: Recipe, base: Base, teach: Any, schema: Any, max_length: int, precision: str) -> Built:
+def build(
+    recipe: Recipe, base: Base, teach: Any, schema: Any, max_length: int, precision: str, family: str = "fewshot"
+) -> Built:
     """The model that writes, as it is.
 
     Raises:
@@ -52,7 +54,7 @@ def build(recipe: Recipe, base: Base, teach: Any, schema: Any, max_length: int, 
     about = About(
         start.kept["base"], weights_hash(model), start.kept["revision"], "none", "prompt", schema.task,
         tuple(schema.labels), "none", -1, None, recipe.train.max_length or base.context, recipe.model.attention, precision,
-        "fewshot", None, start.kept["quantize"], random=start.kept.get("random"),
+        family, None, start.kept["quantize"], random=start.kept.get("random"),
     )  # fmt: skip
     return Built(LanguageModel(model), base, about, sum(p.numel() for p in model.parameters()), start.said)
 
@@ -87,11 +89,16 @@ def before(case: Case) -> None:
         built.model, built.base, settings, teach.prompt(train), tuple(case.schema.labels), pool, train.column("line"),
         built.about.max_length, built.about.base_hash, job.recipe.seed, work, built.about.attention,
     )  # fmt: skip
-    held = case.kept.scorer.trial()
-    job.console.say(held.says)
-    job.record["prompts_once"] = {"holds": bool(held), "says": held.says}
+    tried(case, case.kept)
+
+
+def tried(case: Case, prompter: Prompter) -> None:
+    """Whether what prompts share may be read once: said, recorded, and a proof where it holds."""
+    held = prompter.scorer.trial()
+    case.job.console.say(held.says)
+    case.job.record["prompts_once"] = {"holds": bool(held), "says": held.says}
     if held:
-        job.proofs.append(proof("prompt once", held.says, held.error, BOUND, True))
+        case.job.proofs.append(proof("prompt once", held.says, held.error, BOUND, True))
 
 
 def prepare(case: Case, work: frozen.Work) -> None:
@@ -112,11 +119,12 @@ def judge(case: Case, record: dict[str, Any]) -> None:
         if name in case.views
     }
     values: dict[str, list[float]] = {name: [_value(case, one) for one in draws] for name, draws in found.items()}
-    best = 0
-    if "eval" in values:
-        worth = [value if case.metric[1].higher_is_better else -value for value in values["eval"]]
-        best = int(np.nanargmax(worth)) if not np.isnan(worth).all() else 0
-    record["draws"] = _draws(case, values, best)
+    best = best_of(case, values)
+    lines = [
+        None if prompter.per_item else [prompter.lines[at] for at in prompter.chosen([{}], draw)[0]]
+        for draw in range(prompter.draws)
+    ]
+    record["draws"] = draws_of(case, values, best, lines)
     extra = {} if case.metric[0] in metrics.METRICS else {case.metric[0]: case.metric[1]}
     for name, draws in found.items():
         scores = metrics.score(case.schema.task, draws[best].outputs, extra)
@@ -129,7 +137,7 @@ def judge(case: Case, record: dict[str, Any]) -> None:
         "rows": case.gathered.splits["train"].kind, "train_on": "completion", "learned": {}, "counts": {},
     }  # fmt: skip
     record["prompts"] = asdict(prompter.costs) | {"per_item": prompter.per_item, "example": _example(case, best)}
-    record["warnings"] += [*prompter.says, *_lost(prompter)]
+    record["warnings"] += [*prompter.says, *lost(prompter)]
 
 
 def _items(case: Case, name: str) -> list[dict[str, Any]]:
@@ -153,9 +161,16 @@ def _value(case: Case, one: Said) -> float:
         return float(case.metric[1].function(one.outputs)(np.ones((1, len(one.outputs))))[0])
 
 
-def _draws(case: Case, values: Mapping[str, list[float]], best: int) -> dict[str, Any]:
+def best_of(case: Case, values: Mapping[str, list[float]]) -> int:
+    """The draw that eval chooses; the first where there is no eval."""
+    if "eval" not in values:
+        return 0
+    worth = [value if case.metric[1].higher_is_better else -value for value in values["eval"]]
+    return int(np.nanargmax(worth)) if not np.isnan(worth).all() else 0
+
+
+def draws_of(case: Case, values: Mapping[str, list[float]], best: int, lines: list[list[int] | None]) -> dict[str, Any]:
     """Each draw's figure, and how far they are apart."""
-    prompter: Prompter = case.kept
     spread = {
         name: {
             "mean": float(np.mean(several)), "deviation": float(np.std(several, ddof=1)) if len(several) > 1 else 0.0,
@@ -163,10 +178,6 @@ def _draws(case: Case, values: Mapping[str, list[float]], best: int) -> dict[str
         }
         for name, several in values.items()
     }  # fmt: skip
-    lines = [
-        None if prompter.per_item else [prompter.lines[at] for at in prompter.chosen([{}], draw)[0]]
-        for draw in range(prompter.draws)
-    ]
     return {"metric": case.metric[0], "values": dict(values), "spread": spread, "chosen": best, "lines": lines}
 
 
@@ -253,7 +264,8 @@ def _example(case: Case, best: int) -> str:
     return text
 
 
-def _lost(prompter: Prompter) -> list[str]:
+def lost(prompter: Prompter) -> list[str]:
+    """What did not fit."""
     costs, found = prompter.costs, []
     if costs.dropped:
         found.append(

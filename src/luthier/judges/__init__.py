@@ -51,10 +51,14 @@ class Judge(Protocol):
 JUDGES: dict[str, str] = {
     "function": "luthier.judges.function:open_function",
     "reward": "luthier.judges.reward:open_reward",
+    "comparator": "luthier.judges.comparator:open_comparator",
+    "fewshot-judge": "luthier.judges.fewshot:open_fewshot",
 }
 MEANS: dict[str, str] = {
     "function": "your own: module:function or file.py:function, called with prompts and completions",
     "reward": "a run of method: reward, which scores each output alone",
+    "comparator": "a run of method: {kind: ranking, learner: judge}, which compares every two outputs",
+    "fewshot-judge": "a run of method: fewshot with learner: judge: comparisons in the prompt, both orders averaged",
 }
 
 

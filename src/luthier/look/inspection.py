@@ -49,6 +49,8 @@ def inspect(
     store = (cache or Cache()).rows
     split_rows, how, findings = _splits(recipe, store)
     prompted = recipe.method.kind == "fewshot"
+    if prompted:
+        split_rows = {name: method_of(recipe.method).taken(part) for name, part in split_rows.items()}
     if prompted and split_rows["train"].kind == "prompt,completion":
         return _prompted(recipe, split_rows, how, findings, rows, cache or Cache())
     if split_rows["train"].kind in WRITTEN:
@@ -56,7 +58,11 @@ def inspect(
         return _written(recipe, split_rows, how, findings, rows, store)
     if split_rows["train"].kind in JUDGED:
         recipe = _recipe(source, sets, "lora")
-        return _judged(recipe, split_rows, how, findings, rows, store)
+        found = _judged(recipe, split_rows, how, findings, rows, store)
+        if not prompted:
+            return found
+        drawn_, more = _prompts(recipe, split_rows, base_of(recipe), rows, cache or Cache())
+        return replace(found, drawn=drawn_, findings=_sorted([*found.findings, *more]))
     task, said = _task(recipe, split_rows["train"])
     findings += said
     base = base_of(recipe)

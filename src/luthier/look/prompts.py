@@ -9,7 +9,9 @@ import numpy as np
 
 from luthier import frozen
 from luthier.asked import refuse_leaks
+from luthier.comparer import FIRST, SECOND, Comparer, oriented
 from luthier.data.examples import Rows
+from luthier.data.judgements.best import comparisons
 from luthier.engine import machine
 from luthier.engine.cache import Cache
 from luthier.engine.log import Console
@@ -33,7 +35,10 @@ def prompts(
 
     The model is not loaded: where each item has demonstrations of its own, rows drawn at random stand in for them.
     """
+    judges = teach.learner == "judge"
     chosen = teach.chosen(schema.task)
+    if judges:
+        chosen |= {"calibrate": "none", "answer": "likelihood", "select": teach.select or "nearest"}
     found: list[Finding] = []
     if chosen["select"] in PER_ITEM and teach.shots:
         says = f"select: {chosen['select']} is found when the run starts; the demonstrations below are drawn at random."
@@ -43,20 +48,25 @@ def prompts(
         chosen["shots"] = len(teach.lines)
     train = splits["train"]
     settings = FewshotSettings(**{key: getattr(teach, key) for key in FewshotSettings.model_fields} | chosen)
-    device = machine.pick_device("cpu")
-    work = frozen.Work(cache, Console(True), Stop(), device, "fp32", 8192)
+    work = frozen.Work(cache, Console(True), Stop(), machine.pick_device("cpu"), "fp32", 8192)
+    pool, lines = _rows(train, judges)
+    if judges:
+        pool, lines = oriented(pool), [line for line in lines for _ in range(2)]
+    labels = (FIRST, SECOND) if judges else tuple(schema.labels)
     prompter = Prompter(
-        cast(Any, None), base, settings, teach.prompt(train), tuple(schema.labels), [plain(train.row(at)) for at in range(len(train))],
-        train.column("line"), recipe.train.max_length or base.context, "", recipe.seed, work,
+        cast(Any, None), base, settings, teach.prompt(train), labels, pool, lines, recipe.train.max_length or base.context, "",
+        recipe.seed, work,
     )  # fmt: skip
     name = next(part for part in ("test", "eval", "train") if part in splits)
     held = splits[name]
-    some = np.unique(np.linspace(0, len(held) - 1, min(SAMPLE, len(held))).astype(int)).tolist()
-    items = [plain(held.row(at)) for at in some]
-    which = prompter.chosen(items, 0)
+    every, at_line = _rows(held, judges)
+    some = np.unique(np.linspace(0, len(every) - 1, min(SAMPLE, len(every))).astype(int)).tolist()
+    items = [oriented([every[at]])[0] if judges else every[at] for at in some]
+    places = [f"{held.source}:{at_line[at]}" for at in some]
+    which = Comparer(prompter).chosen([row["prompt"] for row in items]) if judges else prompter.chosen(items, 0)
     found += _words(prompter)
     if name != "train":
-        found += _leaks(prompter, items, which, [held.place(at) for at in some])
+        found += _leaks(prompter, items, which, places)
     contexts, dropped = prompter.contexts(list(zip(which, items, strict=True)), _longest(prompter, items))
     found += [_fits(prompter, name, contexts, dropped), *(Finding("prompt", "warn", 1, says) for says in prompter.says)]
     drawn: list[Drawn] = []
@@ -64,8 +74,16 @@ def prompts(
         target = str(items[at][prompter.prompt.asks])
         told = f"{len(which[at]) - dropped[at]} demonstrations"
         pieces = whole_pieces(contexts[at].tolist(), base.tokenizer, short=bool(drawn))
-        drawn.append(Drawn(name, held.place(some[at]), target, len(contexts[at]), 0, pieces, told))
+        drawn.append(Drawn(name, places[at], target, len(contexts[at]), 0, pieces, told))
     return tuple(drawn), found
+
+
+def _rows(rows: Rows, judges: bool) -> tuple[list[dict[str, Any]], list[int]]:
+    """What may demonstrate or be asked, and the lines that it stands in."""
+    if not judges:
+        return [plain(rows.row(at)) for at in range(len(rows))], rows.column("line")
+    found = list(comparisons(rows))
+    return found, [one["line"] for one in found]
 
 
 def _longest(prompter: Prompter, items: list[dict[str, Any]]) -> int:

@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from luthier.data import messages as chat
-from luthier.data.examples import Rows
+from luthier.data.examples import JUDGED, Rows
+from luthier.data.judgements.best import best
 from luthier.data.render.shots import Prompt, prompt_of
 from luthier.errors import UserError
 from luthier.methods.sft import Lesson
@@ -30,15 +31,26 @@ PER_ITEM = ("nearest", "diverse")  # each item has demonstrations of its own
 class FewShot(FewshotSettings):
     """The method; its fields are its hyperparameters."""
 
-    family: ClassVar[str] = "fewshot"
     still: ClassVar[bool] = True  # nothing is trained
 
+    @property
+    def family(self) -> str:
+        """Judges have their own."""
+        return "fewshot-judge" if self.learner == "judge" else "fewshot"
+
+    def taken(self, rows: Rows) -> Rows:
+        """The rows as they demonstrate and are asked: of judged prompts the best-ranked completion, unless one is to judge."""
+        return best(rows) if rows.kind in JUDGED and self.learner != "judge" else rows
+
     def learn(self, rows: Rows, where: str | None = None) -> Schema | Lesson:
-        """Labels of the rows, or that they are to be written.
+        """Labels of the rows, or that they are to be written or judged.
 
         Raises:
             UserError: if the columns do not serve, or a setting does not fit them.
         """
+        if self.learner == "judge":
+            self._check_judge(rows)
+            return Lesson(rows.kind, task="judge")
         if rows.kind == "prompt,completion":
             self._check_written(rows)
             return Lesson(rows.kind, self.chat or any(rows.column("chat")))
@@ -52,6 +64,21 @@ class FewShot(FewshotSettings):
         self._check_count(rows)
         self._check_words(schema.labels, rows)
         return schema
+
+    def _check_judge(self, rows: Rows) -> None:
+        if rows.kind not in JUDGED:
+            raise UserError(
+                f"learner: judge learns from judgements, and the columns are {rows.kind}.", where=rows.source,
+                hint=f"Needed is one of: {' | '.join(JUDGED)}.",
+            )  # fmt: skip
+        wrong = {"select": self.select not in (None, "nearest", "random"), "calibrate": self.calibrate not in (None, "none"),
+                 "answer": self.answer == "generate", "words": not set(self.words) <= {"A", "B"}}  # fmt: skip
+        for key, given in wrong.items():
+            if given:
+                raise UserError(
+                    f"method.{key} does not serve learner: judge.", where=rows.source,
+                    hint="It selects nearest or random comparisons, weighs the words of A and B, and averages both orders.",
+                )  # fmt: skip
 
     def _check_count(self, rows: Rows) -> None:
         if self.select == "fixed":
@@ -104,6 +131,11 @@ class FewShot(FewshotSettings):
     def prompt(self, rows: Rows) -> Prompt:
         """How the rows read."""
         pairs = rows.kind == "text,label" and any(one is not None for one in rows.column("text_pair"))
+        if self.learner == "judge":
+            return prompt_of(
+                "judgement", False, template=self.template, separator=self.separator, instruction=self.instruction,
+                words=self.words, chat=self.chat, where=rows.source,
+            )  # fmt: skip
         chat = self.chat or (rows.kind == "prompt,completion" and any(rows.column("chat")))
         return prompt_of(
             rows.kind, pairs, template=self.template, separator=self.separator, instruction=self.instruction, words=self.words,

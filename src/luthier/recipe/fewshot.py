@@ -15,6 +15,11 @@ class FewshotSettings(Settings):
     """No weight moves: the model reads demonstrations and then the item (Brown et al. 2020, arXiv:2005.14165)."""
 
     kind: Literal["fewshot"]
+    learner: Literal["policy", "judge"] = Field(
+        "policy",
+        description="of judged data: policy answers as the best-ranked completions do, judge compares outputs, with judged "
+        "comparisons in its prompt",
+    )
     shots: Shots = Field(8, description="demonstrations in the prompt; 0 asks the model as it is")
     select: Literal["random", "balanced", "nearest", "diverse", "fixed"] | None = Field(
         None,

@@ -22,6 +22,7 @@ Row = Mapping[str, Any]
 FIELDS: dict[str, tuple[str, ...]] = {
     "text,label": ("text", "text_pair", "label"),
     "prompt,completion": ("prompt", "completion"),
+    "judgement": ("prompt", "first", "second", "choice"),
 }
 """Kind of rows -> the fields of a template; the last one is what is asked for."""
 
@@ -29,6 +30,7 @@ PLAIN: dict[str, str] = {
     "text,label": "Text: {text}\nLabel: {label}",
     "text,text,label": "First: {text}\nSecond: {text_pair}\nLabel: {label}",
     "prompt,completion": "Input: {prompt}\nOutput: {completion}",
+    "judgement": "Request: {prompt}\nAnswer A: {first}\nAnswer B: {second}\nThe better answer is {choice}",
 }
 """The template where the recipe has none; the middle one for pairs of texts."""
 
