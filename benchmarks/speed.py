@@ -33,6 +33,7 @@ CELLS: dict[str, Callable[[], dict[str, Any]]] = {
     "last-n": speed_cells.last_n,
     "loop": speed_cells.loop,
     "launch": speed_cells.launch,
+    "search": speed_cells.search,
     "sft": speed_cells.sft,
     "sft-bf16": speed_cells.sft_bf16,
     "sft-memory": speed_cells.sft_memory,

@@ -218,6 +218,14 @@ def sft_memory() -> dict[str, Any]:
     return speed_memory.measure()
 
 
+def search() -> dict[str, Any]:
+    """Twenty head settings by `luthier search`, against twenty runs of Trainer."""
+    _quiet()
+    import speed_search
+
+    return speed_search.measure()
+
+
 def launch() -> dict[str, Any]:
     """What one more micro-batch costs, in tokens."""
     _quiet()

@@ -115,10 +115,11 @@ class Ours:
 
 
 def losses_of(file: Path) -> list[float]:
-    """Of each step, from metrics.jsonl."""
+    """Of each step, from metrics.jsonl; lines of evaluations are passed over."""
     import json
 
-    return [json.loads(line)["train/loss"] for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+    return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
 class MeanClassifier(nn.Module):

@@ -27,6 +27,10 @@ to 1, no decay. The loss of every step is equal to four digits, which is asserte
 - `full` is one epoch; the others are five.
 - Loop: full fine-tuning; each step is done by a bare torch loop (same model, micro-batches, optimizer, schedule, clipping) and then by
   ours; no checkpoints. "With the cut" also counts cutting and padding the batch on our side, while the bare loop gets it ready.
+- Search: one whole call of `luthier search` (recipe, rows, tokens and model read, features of train and 16 eval rows, twenty trials by
+  TPE with an evaluation each epoch, SQLite, report) against `Trainer.train()` for each of the twenty rates, without evaluation. A run
+  of Trainer costs the same whatever its rate: one of the twenty is run in a round, another each round, and counted twenty times;
+  its losses are those of the trial.
 - Start: user and system time of whole processes, median of seven.
 """
 TEXT = """
@@ -59,6 +63,8 @@ def table(results: dict[str, Any]) -> str:
     if "loop" in results:
         lines += [_slower("our loop, a bare torch loop on identical batches", results["loop"], "loop", "+3 %", "+1 %")]
         lines += [_slower("the same with the cut", results["loop"], "with the cut", "", "")]
+    if "search" in results:
+        lines += [_row("search of 20 head settings, 20 runs of Trainer", results["search"], "search", "ours", "40x", "90x")]
     lines += _text(results) + _memory(results)
     if "start" in results:
         lines += ["", "| start | CPU s | at most |", "|---|---|---|"]

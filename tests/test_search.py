@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -389,6 +391,54 @@ def test_two_processes_on_one_storage_never_run_one_trial_twice(easy: Path, tmp_
         assert base.execute("select count(*) from trials where state = 'COMPLETE'").fetchone() == (10,)
     reports = [json.loads(file.read_text()) for file in tmp_path.glob("runs*/s/search.json")]
     assert any(len(report["trials"]) == 10 and report["status"] == "done" for report in reports)
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """A PostgreSQL of the test's own, on a socket; as root it runs as another user, as it insists."""
+    found = [shutil.which("initdb"), *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+    programs = next((Path(one).parent for one in found if one), None)
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    as_user = {"user": "nobody"} if os.name == "posix" and os.getuid() == 0 else {}
+    root = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    if as_user:
+        shutil.chown(root, "nobody")
+
+    def call(*command: str) -> None:
+        done = subprocess.run([str(programs / command[0]), *command[1:]], capture_output=True, text=True, cwd=root, **as_user)
+        assert done.returncode == 0, done.stderr
+
+    try:
+        call("initdb", "-D", f"{root}/data", "-A", "trust", "-U", "me", "--no-sync")
+        call("pg_ctl", "-D", f"{root}/data", "-l", f"{root}/log", "-w", "-o", f"-k {root} -c listen_addresses= -c fsync=off", "start")
+        yield f"postgresql://me@/postgres?host={root}"
+        call("pg_ctl", "-D", f"{root}/data", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_postgresql_is_shared_and_goes_on_after_a_kill(easy: Path, tmp_path: Path, postgres: str) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(write(recipe_of(easy, trials=8, storage=postgres)))
+    killed = child(recipe, tmp_path / "runs0", tmp_path / "log0", 0.5)
+    wait_for(tmp_path / "log0", 2)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    both = [child(recipe, tmp_path / f"runs{n}", tmp_path / f"log{n}", 0.2) for n in (1, 2)]
+    assert [process.wait(timeout=180) for process in both] == [0, 0]
+    cut = lines(tmp_path / "log0")
+    rest = [*lines(tmp_path / "log1"), *lines(tmp_path / "log2")]
+    assert len(rest) == len(set(rest)) == 8 - (len(cut) - 1)
+    assert cut[-1] in rest  # the one that was killed, under its own number
+    assert not set(cut[:-1]) & set(rest)
+    theirs, ours = (Place.of(postgres, tmp_path).locks("locks") for _ in range(2))
+    assert theirs.hold(3)
+    assert not ours.hold(3)
+    theirs.close()
+    assert ours.hold(3)
+    ours.close()
 
 
 def test_a_trial_that_another_holds_is_left_alone_and_a_dead_ones_is_taken_up(tmp_path: Path) -> None:

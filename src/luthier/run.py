@@ -202,7 +202,8 @@ def case_of(
         name: family.view(rows, built, teach, schema, job.cache.rows, name) for name, rows in gathered.splits.items()
     }
     built.model.to(job.device)
-    job.memory.start()
+    if not job.light:
+        job.memory.start()
     rows = family.rows(views["train"], teach, recipe) if hasattr(family, "rows") else len(views["train"])
     plan = plan_of(recipe, built.parameters, base, rows, job.device, saved_at)
     return Case(job, teach, schema, gathered, built, views, metric, precision, plan), family

@@ -86,6 +86,9 @@ def search(
         except Interrupted as error:
             _write(folder, _record(study, "interrupted"), None)
             raise Interrupted(f"{error.resume.rstrip('.')}; {len(study.lines())} trials are done. {AGAIN}") from None
+        finally:
+            study.locks.close()
+            study.place.close()
         return Found(folder, record)
 
 

@@ -35,5 +35,7 @@ def importance(study: optuna.Study) -> list[dict[str, Any]]:
 
 
 def _shares(study: optuna.Study, keys: list[str]) -> dict[str, float]:
+    if len(keys) < 2:
+        return dict.fromkeys(keys, 1.0)  # a single setting explains what there is to explain
     evaluator = FanovaImportanceEvaluator(seed=0)
-    return {key: float(share) for key, share in get_param_importances(study, evaluator=evaluator, params=keys).items()} if keys else {}
+    return {key: float(share) for key, share in get_param_importances(study, evaluator=evaluator, params=keys).items()}

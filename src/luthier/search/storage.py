@@ -39,6 +39,9 @@ class Locks(Protocol):
     def claiming(self) -> contextlib.AbstractContextManager[None]:
         """One process at a time chooses its next trial."""
 
+    def close(self) -> None:
+        """Give everything back."""
+
 
 class FileLocks:
     """Locks beside an SQLite file: for processes on one machine, or on a file system that locks."""
@@ -75,6 +78,11 @@ class FileLocks:
         with FileLock(self._file("claim")):
             yield
 
+    def close(self) -> None:
+        """See Locks."""
+        for number in list(self.held):
+            self.release(number)
+
 
 class PostgresLocks:
     """Advisory locks of one PostgreSQL session: for processes on any number of machines."""
@@ -106,6 +114,12 @@ class PostgresLocks:
         finally:
             self._ask("pg_advisory_unlock", 0)
 
+    def close(self) -> None:
+        """See Locks; they would end with the session too, but a moment later."""
+        with contextlib.suppress(Exception):  # the server may be gone, and its locks with it
+            self.connection.execute("SELECT pg_advisory_unlock_all()")
+        self.connection.close()
+
 
 @dataclass
 class Place:
@@ -121,6 +135,7 @@ class Place:
     said: str
     file: Path | None
     _seen: tuple[int, int] | None = field(default=None, repr=False)
+    _made: Any = field(default=None, repr=False)
 
     @classmethod
     def of(cls, storage: str | None, folder: Path) -> Place:
@@ -132,7 +147,8 @@ class Place:
         given = os.path.expandvars(storage) if storage else str(folder / "search.db")
         kind, scheme, rest = given.partition("://")
         if scheme and kind.partition("+")[0] in ("postgresql", "postgres"):
-            return cls(f"postgresql+psycopg://{rest}", f"postgresql://{re.sub('^[^@/]*@', '', rest)}", None)
+            said = re.sub("^[^@/]*@", "", rest).partition("?")[0]  # neither user nor password, wherever they stand
+            return cls(f"postgresql+psycopg://{rest}", f"postgresql://{said}", None)
         if scheme and kind != "sqlite":
             raise UserError(
                 f"search.storage: {kind}:// is not known.", hint="Name an SQLite file, or a URL that begins with postgresql://."
@@ -156,8 +172,15 @@ class Place:
         with self.told():
             wait = {"connect_args": {"timeout": PATIENCE}} if self.file is not None else {"pool_pre_ping": True}
             made = RDBStorage(self.url, engine_kwargs=wait)
+        self._made = made
         self.check()
         return made
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self._made is not None:
+            self._made.remove_session()
+            self._made.engine.dispose()
 
     def check(self) -> None:
         """A file that was removed or replaced would be written to without a word, and be lost.

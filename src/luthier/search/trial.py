@@ -112,8 +112,9 @@ class Bench:
         key = _key(recipe)
         if self.still is not None and self.still.key == key:
             return self._again(job, self.still)
-        self.still = None  # before another model is built: never two of them
-        _give_back()
+        if self.still is not None:
+            self.still = None  # before another model is built: never two of them
+            _give_back()
         case, family = case_of(job, None, self._gathered(recipe))
         if getattr(case.teach, "still", False):
             return case, family
@@ -166,6 +167,8 @@ class Bench:
                     return _asked(case, family, began, cpu)
                 loop = training.loop_of(case, family, None)
                 loop.settings = replace(loop.settings, best=keep)
+                if self.still is not None:
+                    loop.mode = _only_head
                 curve = _watched(loop, watch)
                 _run(loop)
                 if keep:
@@ -194,6 +197,11 @@ def _asked(case: Case, family: Family, began: float, cpu: float) -> Light:
     family.judge(asked, job.record)
     figures = {name: float(value) for name, value in job.record["metrics"].get("eval", {}).items()}
     return Light([(0, figures)], figures, 0, time.perf_counter() - began, time.process_time() - cpu, {})
+
+
+def _only_head(model: Any) -> None:
+    """Training mode where nothing else runs: what lies below is read from the cache."""
+    model.head.train()
 
 
 def _watched(loop: Loop, watch: Watch | None) -> list[tuple[int, dict[str, float]]]:

@@ -36,6 +36,7 @@ class Study:
         higher: whether more of it is better.
         asked: what the seeds are compared by.
         limit: trials in all; the size of the grid where that is less.
+        ended: what became of the trials, when this process last looked.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Study:
     study: optuna.Study
     say: Callable[[str], None]
     started: float = field(default_factory=time.monotonic)
+    ended: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> bool:
         """Trials until the budget is spent.
@@ -79,15 +81,24 @@ class Study:
         """A trial for this process alone: one whose process died, else a new one, else None."""
         self.place.check()
         with self.place.told(), self.locks.claiming():
-            for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if self.locks.hold(left.number):
+            known = self.study.get_trials(deepcopy=False)
+            for left in known:
+                if left.state != TrialState.RUNNING or not self.locks.hold(left.number):
+                    continue
+                if self._running(left):
                     self.say(f"trial {left.number + 1} was cut short: it is run again")
                     return optuna.Trial(self.study, left._trial_id)
-            if len(self.study.get_trials(deepcopy=False)) >= self.limit:
+                self.locks.release(left.number)
+            if len(known) >= self.limit:
                 return None
             trial = self.study.ask()
             self.locks.hold(trial.number)
             return trial
+
+    def _running(self, trial: Any) -> bool:
+        """Whether it still stands as running, now that its lock is ours: whoever ran it may have ended since it was read."""
+        now = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return any(one.number == trial.number for one in now)
 
     def elsewhere(self) -> int:
         """How many trials other processes run."""
@@ -104,8 +115,7 @@ class Study:
         with self.place.told():
             drawn = self.space.draw(lambda key, values: suggested(trial, key, values))
         found: dict[str, Any] = {"drawn": drawn, "ended": DONE, "why": "", "started": time.time()}
-        with self.place.told():
-            twin = self._twin(drawn)
+        twin = self._twin(drawn)
         if twin is not None:
             found |= {key: value for key, value in twin["found"].items() if key != "started"} | {"same_as": twin["number"]}
         else:
@@ -149,18 +159,17 @@ class Study:
             else:
                 self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         line = {"number": trial.number, **kept}
-        self.say(f"trial {trial.number + 1} of {self.limit}: {sentence(line, self.figure)}{self._best_so_far()}")
-
-    def _best_so_far(self) -> str:
-        best = best_of(self.lines(), self.higher)
-        return f"; best {best['value']:.4g}, trial {best['number'] + 1}" if best else ""
+        best = best_of([*self.ended, line], self.higher)
+        so_far = f"; best {best['value']:.4g}, trial {best['number'] + 1}" if best else ""
+        self.say(f"trial {trial.number + 1} of {self.limit}: {sentence(line, self.figure)}{so_far}")
 
     def _twin(self, drawn: Mapping[str, Any]) -> dict[str, Any] | None:
         """A trial that ran with these very settings: its figures are these, to the last digit."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            found = trial.user_attrs.get("found", {})
-            if found.get("drawn") == json.loads(json.dumps(drawn)):
-                return {"number": trial.number, "found": found}
+        self.ended = self.lines()
+        plain = json.loads(json.dumps(drawn))
+        for line in self.ended:
+            if line["ended"] == DONE and line["drawn"] == plain:
+                return {"number": line["number"], "found": {key: value for key, value in line.items() if key != "number"}}
         return None
 
     def lines(self) -> list[dict[str, Any]]:
