@@ -241,3 +241,51 @@ def test_a_reward_run_on_the_same_base_shares_its_weights(
     made["method"]["anyway"] = True
     record = tuned(made, tmp_path / "runs", name="anyway")
     assert "not above chance" in record["warnings"][0]
+
+
+def test_the_example_is_whole(repository: Path) -> None:
+    """Its stages read, its judge knows the rankings' prompts, and finds what was ranked first better than the last."""
+    from luthier.judges import judge_of
+    from luthier.recipe import Stages, read_any
+
+    folder = repository / "examples" / "rlhf"
+    stages = read_any(folder / "rlhf.yaml")
+    assert isinstance(stages, Stages)
+    assert [(stage.name, stage.needs) for stage in stages.stages] == [
+        ("sft", ()),
+        ("reward", ("sft",)),
+        ("policy", ("sft", "reward")),
+    ]
+    assert "simulated" in (folder / "judge.py").read_text("utf-8").lower()
+    assert "simulated" in (folder / "rlhf.yaml").read_text("utf-8").lower()
+    rows = [json.loads(line) for line in (folder / "rankings.jsonl").read_text("utf-8").splitlines()]
+    demos = [json.loads(line) for line in (folder / "demos.jsonl").read_text("utf-8").splitlines()]
+    assert [row["prompt"] for row in rows] == [demo["prompt"] for demo in demos]
+    judge = judge_of(f"{folder / 'judge.py'}:likeness")
+    scores = judge.scores([row["prompt"] for row in rows], [row["completions"] for row in rows])
+    for row, found in zip(rows, scores, strict=True):
+        best, worst = row["ranks"].index(min(row["ranks"])), row["ranks"].index(max(row["ranks"]))
+        assert found[best] > found[worst]
+
+
+def test_look_reads_prompts(room: Path) -> None:
+    from luthier.look.inspection import inspect
+
+    found = inspect(recipe(room, "ppo", {"max_length": 64}), rows=2)
+    assert {split.name for split in found.splits} == {"train", "eval", "test"}
+
+
+@pytest.mark.slow
+def test_the_example_runs(repository: Path, tmp_path: Path) -> None:
+    """The whole of RLHF by one file, offline: three stages, one report; each stage is better than what it started from."""
+    from luthier.run import run as run_any
+
+    found = run_any(repository / "examples" / "rlhf" / "rlhf.yaml", runs=tmp_path, quiet=True)
+    sft, reward, policy = (
+        json.loads((tmp_path / "rlhf" / name / "run.json").read_text("utf-8")) for name in ("sft", "reward", "policy")
+    )
+    assert sft["difference"]["loss"][2] < 0
+    assert reward["intervals"]["test"]["pair-accuracy"][0] > 0.5
+    assert policy["metrics"]["test"]["reward"] > policy["baselines"]["base"]["reward"]
+    assert policy["shared"]
+    assert "Who wins" in found.report.read_text("utf-8")

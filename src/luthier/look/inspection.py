@@ -11,7 +11,7 @@ import numpy as np
 
 from luthier.build import base_of, default_pooling
 from luthier.data import sources
-from luthier.data.examples import JUDGED, Rows
+from luthier.data.examples import JUDGED, Rows, shown
 from luthier.engine import machine
 from luthier.engine.cache import Cache
 from luthier.errors import UserError
@@ -26,6 +26,7 @@ from luthier.prompting import as_texts
 from luthier.recipe import Judgements, Recipe, read
 from luthier.run import max_length, plan_of
 
+ROLLED = ("ppo", "grpo", "rloo", "reinforce")  # methods whose rows are prompts alone
 TASKS = {"text,score": "regress", "tokens,tags": "tag"}
 
 
@@ -53,6 +54,8 @@ def inspect(
         split_rows = {name: method_of(recipe.method).taken(part) for name, part in split_rows.items()}
     if prompted and split_rows["train"].kind == "prompt,completion":
         return _prompted(recipe, split_rows, how, findings, rows, cache or Cache())
+    if recipe.method.kind in ROLLED:
+        return _asked(recipe, split_rows, how, findings, rows, store)
     if split_rows["train"].kind in WRITTEN:
         recipe = _recipe(source, sets, "lora")
         return _written(recipe, split_rows, how, findings, rows, store)
@@ -110,6 +113,26 @@ def _prompted(
     return Look(
         recipe.model.name, type(base.tokenizer).__name__, longest, base.context, "generate", "none", how, splits, _sorted(found),
         (), marks, _padding(recipe, base, parts["train"].encoded.lengths), drawn_,
+    )  # fmt: skip
+
+
+def _asked(
+    recipe: Recipe, split_rows: Mapping[str, Rows], how: str, findings: list[Finding], rows: int, store: Path
+) -> Look:
+    """Prompts that the policy itself answers: lengths against the room that is left, repeats, leaks."""
+    base = base_of(recipe)
+    rollout: Any = getattr(recipe.method, "rollout", None)
+    room = max_length(recipe, base) - rollout.max_new_tokens
+    made = {name: as_texts([{"text": shown(part.row(at))} for at in range(len(part))]) for name, part in split_rows.items()}
+    told = {name: texts.tell(part) for name, part in made.items()}
+    parts = {name: tokens.part(part, base.tokenizer, room, store) for name, part in made.items()}
+    marks, about_tokens = tokens.marks(parts, base.tokenizer, {name: one.blank for name, one in told.items()})
+    found = [*findings, *(one for one in (texts.leaks(told), texts.characters(told)) if one is not None), *about_tokens]
+    found.append(tokens.truncated(parts, room, base.context))
+    splits = tuple(replace(_split(name, part, told[name]), source=split_rows[name].source) for name, part in parts.items())
+    return Look(
+        recipe.model.name, type(base.tokenizer).__name__, room, base.context, "generate", "none", how, splits, _sorted(found),
+        (), marks, _padding(recipe, base, parts["train"].encoded.lengths), drawn.draw(parts["train"], "train", rows, base.tokenizer, store),
     )  # fmt: skip
 
 
