@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -495,3 +497,25 @@ def test_the_traps_of_a_preference_file_are_found(shared: Path, tmp_path: Path) 
     file = str(shared / "data/instructions/instruction-data-with-preference.json")
     judged = judge(sources.load(file, Data(train=file), tmp_path))
     assert len(faults(judged).rows["equal answers"]) == 6
+
+
+def test_every_row_of_the_docs_is_read(repository: Path) -> None:
+    page = (repository / "docs/judgements.md").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in page.split("```json\n")[1].split("```")[0].splitlines()]
+    kinds = {kind_of(list(row), "docs", JUDGED) for row in rows}
+    assert kinds == set(JUDGED)
+    for row in rows:
+        found = parsed(row)
+        assert found["fault"] is None
+        assert "Where is it?" in found["prompt"]
+
+
+def test_the_example_s_data_and_recipes_fit(repository: Path, tmp_path: Path) -> None:
+    folder = repository / "examples/judgements"
+    file = tmp_path / "rankings.jsonl"
+    subprocess.run([sys.executable, str(folder / "make.py"), str(file)], check=True)
+    for name in ("reward", "policy"):
+        recipe = read(folder / f"{name}.yaml", [f"data.train={file}"])
+        judged = judge(gather(recipe, tmp_path).splits["train"])
+        assert judged.raters == ("ann", "bea", "cy")
+        assert set(judged.sizes.tolist()) == {5}

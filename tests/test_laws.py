@@ -16,9 +16,10 @@ SOURCE = Path(luthier.__file__).parent
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 ALWAYS = {"errors"}  # three exceptions and four exit codes; everyone may raise them
 
-RUN_FLOOR = {"run", "gather", "build", "frozen", "predict", "proofs", "record", "folder", "judge", "training", "families", "speak",
-             "talk", "chat", "judge_text", "together", "judges", "rollouts", "stages", "start", "prompting", "prompted", "asked",
-             "judge_prompted", "replay", "forgetting", "scored", "rated", "policy", "score", "judge_tasks", "comparer"}  # fmt: skip
+RUN_FLOOR = {"run", "gather", "build", "frozen", "predict", "proofs", "record", "folder", "judge", "training",
+             "families", "speak", "talk", "chat", "judge_text", "together", "judges", "rollouts", "stages", "start",
+             "prompting", "prompted", "asked", "judge_prompted", "scored", "rated", "policy", "score",
+             "judge_tasks", "comparing", "replay", "forgetting", "comparer"}  # fmt: skip
 BELOW_RUN = {"recipe", "statistics", "data", "adapters", "models", "methods", "engine", "evaluate"}
 ABOVE_RUN = {"look", "new", "rank", "export", "runs", "search", "show", "draft", "guess"}
 # floor -> what it may import of ours (and itself, and errors)

@@ -240,3 +240,87 @@ def test_an_encoder_can_not_prefer(tinies: dict[str, str], files: dict[str, Path
     with pytest.raises(UserError, match="encoder") as error:
         tune(tinies["bert"], {"kind": "preference"}, files["pairs"], tmp_path, "bad")
     assert "reward" in str(error.value.hint)
+
+
+VOWELS = """
+def vowels(prompt, completions):
+    return [sum(letter in "aeiou" for letter in text) / max(1, len(text)) for text in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def judged_by(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("judge") / "vowels.py"
+    file.write_text(VOWELS, encoding="utf-8")
+    return f"{file}:vowels"
+
+
+@pytest.mark.parametrize(
+    ("adapt", "loss", "rounds"),
+    [
+        pytest.param("lora", "dpo", {}, id="lora"),
+        pytest.param("full", "kto", {}, id="full-kto", marks=pytest.mark.slow),
+        pytest.param("full", "choice", {"learn": "all", "reference": "start"}, id="full-start", marks=pytest.mark.slow),
+    ],
+)
+def test_rounds_go_on_exactly(
+    adapt: str, loss: str, rounds: dict[str, Any], stories: str, judged_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost in the middle of the second round's sampling, and again in its training: the same as never lost."""
+    from luthier.engine.loop import Loop
+    from luthier.policy import rounds as module
+
+    monkeypatch.setattr(module, "CHUNK", 4)
+    asked = [{"prompt": f"Once upon a time there was {one} who {did}"} for one in ("a cat", "a dog", "a boy", "a girl")
+             for did in ("ran", "sat", "ate", "sang")]  # fmt: skip
+    prompts = judged_file(tmp_path / "prompts.jsonl", asked)
+    method = {"kind": "preference", "loss": loss, "new_tokens": 8, "rounds": {"judge": judged_by, "count": 2, **rounds}}
+    options = {"steps": 6, "save_every": 1, "lr": 1e-3, "batch_size": 4}
+    whole = tune(stories, method, prompts, tmp_path, "whole", adapt, **options)
+    calls, inner = [0], module.drift.draw
+
+    def drawn(*args: Any, **more: Any) -> Any:
+        calls[0] += 1
+        if (tmp_path / "part" / "rounds" / "2" / "train.jsonl").exists() and calls[0] > 0:
+            calls[0] = -100
+            raise RuntimeError("the machine is lost")
+        return inner(*args, **more)
+
+    log = Loop._log
+
+    def logged(self: Any, step: Any, *rest: Any) -> None:
+        log(self, step, *rest)
+        if step.number == 4:
+            raise RuntimeError("lost again")
+
+    monkeypatch.setattr(module.drift, "draw", drawn)
+    with pytest.raises(RuntimeError, match="is lost"):
+        tune(stories, method, prompts, tmp_path, "part", adapt, **options)
+    monkeypatch.setattr(Loop, "_log", logged)
+    with pytest.raises(RuntimeError, match="again"):
+        tune(stories, method, prompts, tmp_path, "part", adapt, resume=True, **options)
+    monkeypatch.setattr(Loop, "_log", log)
+    again = tune(stories, method, prompts, tmp_path, "part", adapt, resume=True, **options)
+    assert lines_of(again.folder) == lines_of(whole.folder)
+    for name in ("1/train.jsonl", "1/test.jsonl", "2/train.jsonl"):
+        assert (again.folder / "rounds" / name).read_bytes() == (whole.folder / "rounds" / name).read_bytes()
+    assert again.metrics == whole.metrics
+    assert again.record["rounds"] == whole.record["rounds"]
+    assert [line["round"] for line in whole.record["rounds"]] == [1, 2]
+    assert [line["name"] for line in whole.record["proofs"] if not line["passed"]] == []
+    assert whole.record["method"]["judge"] == judged_by
+    assert "Round by round" in whole.report.read_text(encoding="utf-8")
+
+
+def test_an_answer_that_was_cut_is_not_taught_to_end(base: str, tmp_path: Path) -> None:
+    from luthier.policy.rounds import _unended
+
+    rows = [{"prompt": f"what {number}", "completions": [" bread cake", " rain"], "scores": [1.0, 0.0]} for number in range(3)]
+    view = policy_view(rows, load.find(base).tokenizer, LanguageModel(tiny.causal_of("llama")), tmp_path)
+    before = view.tokens.copy()
+    found = _unended(view, [[True, False], [False, False], [False, True]])
+    assert (before - found.tokens).tolist() == [1, 0, 0, 0, 0, 1]
+    batch = found.texts(found.picked(np.arange(6)), "bundles")
+    end = load.find(base).tokenizer.eos_token_id
+    ends = [end in batch["targets"][batch["piece"] == piece].tolist() for piece in range(6)]
+    assert ends == [False, True, True, True, True, False]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import judged_rows
+import planted
 import tiny
 from luthier.build import base_of
 from luthier.data.examples import RECORDS
@@ -64,7 +64,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self if self.dtype == torch.float64 else single(self))
 
 
-RANKED = judged_rows.rankings(6, 4, {"ann": 0.0, "bob": 0.5})
+RANKED = planted.rankings(6, 4, {"ann": 0.0, "bob": 0.5})
 
 
 @pytest.mark.parametrize("name", tiny.DECODERS)
@@ -156,7 +156,7 @@ def test_sums_over_pairs_by_hand() -> None:
     ("rows", "kind", "loss", "ties", "task"),
     [
         (RANKED, "prompt,completions,ranks", "plackett-luce", "efron", "judge"),
-        (judged_rows.pairs(6), "prompt,chosen,rejected", "bradley-terry", "half", "judge"),
+        (planted.pairs(6), "prompt,chosen,rejected", "bradley-terry", "half", "judge"),
         ([{"prompt": "p", "completions": ["a", "b", "c"], "choice": 1}], "prompt,completions,choice", "plackett-luce", "efron", "judge"),
         ([{"prompt": "p", "completion": c, "score": s} for c, s in zip("abc", (1, 2, 4), strict=True)],
          "prompt,completion,score", "regression", "", "regress"),
@@ -210,7 +210,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def ranked(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("ranked")
-    return judged_rows.write(folder / "rankings.jsonl", judged_rows.rankings(60, 4, {"ann": 0.0, "bob": 0.2, "eve": 1.0}))
+    return planted.write(folder / "rankings.jsonl", planted.rankings(60, 4, {"ann": 0.0, "bob": 0.2, "eve": 1.0}))
 
 
 def tuned(base: str, data: str, runs: Path, name: str, steps: int = 12, adapt: Any = "lora", train: Any = None, **method: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-import judged_rows
 import luthier
+import planted
 import tiny
 from luthier.cli import _guarded
 from luthier.errors import UserError
@@ -25,7 +25,7 @@ LONG = "def long(prompt, completion):\n    return len(completion)\n"
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward run of three heads, and a rule."""
     folder = tmp_path_factory.mktemp("score")
-    data = judged_rows.write(folder / "pairs.jsonl", judged_rows.pairs(40))
+    data = planted.write(folder / "pairs.jsonl", planted.pairs(40))
     run(
         {"model": tiny.build_model("llama", folder / "llama"), "adapt": "head", "data": {"train": data},
          "method": {"kind": "reward", "ensemble": 3}, "train": {"steps": 20, "device": "cpu", "precision": "fp32"}},
@@ -45,7 +45,7 @@ ROWS: list[dict[str, Any]] = [
 
 def test_every_row_gets_its_scores(runs: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    judged_rows.write(file, ROWS)
+    planted.write(file, ROWS)
     lines = score("heads", str(file), tmp_path / "scores.jsonl", runs, device="cpu")
     assert [len(line.get("scores", [0])) for line in lines] == [3, 1, 2, 1]
     judge = judge_of("heads", runs=runs, device="cpu")
@@ -106,7 +106,7 @@ def test_a_row_that_can_not_be_scored_is_told(row: dict[str, Any], words: list[s
 
 
 def test_wrong_commands_are_told(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    file = judged_rows.write(tmp_path / "rows.jsonl", ROWS[:1])
+    file = planted.write(tmp_path / "rows.jsonl", ROWS[:1])
     assert _guarded(["score", "haeds", file, "--runs", str(runs)], False) == 2
     assert "Did you mean 'heads'?" in capsys.readouterr().err
     assert _guarded(["score", "heads", file, "--to", "x.txt", "--runs", str(runs)], False) == 2

@@ -162,7 +162,8 @@ def expected(recipe: Recipe) -> tuple[str, ...] | None:
         return ("prompt", "messages")  # whatever stands beside a prompt is not read
     if recipe.method.kind == "sft":
         return tuple(kind for kind in RECORDS if kind not in JUDGED)
-    return JUDGED if recipe.method.kind in ("reward", "preference", "ranking") else None
+    own = (*JUDGED, "prompt") if getattr(recipe.method, "rounds", None) else JUDGED  # a policy that judges its own answers
+    return own if recipe.method.kind in ("reward", "preference", "ranking") else None
 
 
 def _hold_out(rows: Rows, shares: Mapping[str, float], seed: int) -> dict[str, Rows]:

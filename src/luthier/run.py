@@ -271,6 +271,7 @@ def plan_of(
     kind = recipe.adapt.kind
     usual: float = getattr(recipe.method, "passes", ADAPTERS[kind].epochs if kind in ADAPTERS else 1)
     most: float = getattr(recipe.method, "most_passes", MOST_EPOCHS)
+    usual = getattr(recipe.method, "passes_by", {}).get(kind, usual)
     epochs = train.epochs or usual
     steps = train.steps or max(1, round(epochs * per_epoch))
     if (

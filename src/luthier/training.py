@@ -69,6 +69,7 @@ class Case:
         views: rows of each split as its model reads them.
         metric: name and row of METRICS that chooses the checkpoint.
         plan: how rows become steps; known when the views are.
+        state: what a family keeps for itself.
         parts: of several tasks on one trunk, each as a case of its own, by name.
         kept: whatever the family keeps between its calls.
     """
@@ -82,6 +83,7 @@ class Case:
     metric: tuple[str, metrics.Metric]
     precision: str
     plan: Plan
+    state: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Case] = field(default_factory=dict)
     kept: Any = None
 

@@ -10,7 +10,7 @@ import numpy as np
 from luthier.evaluate import verdicts as told
 from luthier.evaluate.verdicts import Verdicts
 from luthier.statistics.bootstrap import Interval
-from luthier.statistics.comparisons import Comparisons, majority_agreement, pairwise_agreement
+from luthier.statistics.comparisons import Comparisons, majority_agreement, pairwise_agreement, reachable
 
 ONE_RATER = "unknown: no pair was judged by two people"
 
@@ -73,17 +73,12 @@ def ceiling(pairs: Comparisons, found: Verdicts) -> dict[str, Any]:
     several = _several(pairs)
     here = told.only(found, several)
     own = told.interval(here, told.pair_accuracy(here))
-    best = [_solved(value) for value in (agreement.value, agreement.low, agreement.high)]
+    best = [reachable(value) for value in (agreement.value, agreement.low, agreement.high)]
     says = "of two people who judged the same pair; the ceiling is what a model that knows people's taste could reach"
     return {
         "raters": raters, "agreement": plain(agreement), "majority": plain(majority_agreement(pairs)), "ceiling": best,
         "accuracy": plain(own), "pairs": int((several & (pairs.sign != 0)).sum()), "says": says,
     }  # fmt: skip
-
-
-def _solved(agreement: float) -> float:
-    """q of a = q^2 + (1 - q)^2; 1/2 where people agree no more than coins."""
-    return (1 + math.sqrt(max(0.0, 2 * agreement - 1))) / 2
 
 
 def _several(pairs: Comparisons) -> Any:

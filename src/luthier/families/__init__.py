@@ -26,6 +26,7 @@ FAMILIES: dict[str, str] = {
     "fewshot": "luthier.families.fewshot",
     "fewshot-judge": "luthier.families.fewshot_judge",
     "reward": "luthier.families.reward",
+    "comparator": "luthier.families.comparator",
     "preference": "luthier.families.preference",
     "setfit": "luthier.families.setfit",
     "onpolicy": "luthier.families.onpolicy",

@@ -15,12 +15,13 @@ from torch import nn
 from luthier import frozen, proofs
 from luthier.adapters import ADAPTERS, bridge
 from luthier.build import Built
-from luthier.data.examples import Rows
+from luthier.data.examples import JUDGED, Rows
 from luthier.data.judgements.faults import refuse
 from luthier.data.judgements.judged import judge as judged_of
-from luthier.data.judgements.loader import JudgedLoader
 from luthier.data.judgements.view import judged_view
+from luthier.data.loader import sweep
 from luthier.data.render.judged import encode_judged
+from luthier.data.view import View
 from luthier.errors import UserError
 from luthier.evaluate import metrics
 from luthier.families import language
@@ -31,7 +32,9 @@ from luthier.models.dropout import without_dropout
 from luthier.models.load import Base
 from luthier.models.selftest import bundles_hold
 from luthier.policy import reference, scoring
-from luthier.policy.held_out import held_out, untuned
+from luthier.policy.held_out import held_out, rewarded, untuned
+from luthier.policy.rounds import AskedView, Rounds
+from luthier.policy.rounds import loader as rounds_loader
 from luthier.policy.rows import PolicyView, freeze
 from luthier.policy.scoring import Strangers, strangers
 from luthier.recipe import Judgements, Recipe
@@ -67,11 +70,21 @@ def build(recipe: Recipe, base: Base, teach: Any, schema: Any, max_length: int, 
     return built
 
 
-def view(rows: Rows, built: Built, teach: Any, schema: Any, store: Path, split: str) -> PolicyView:
-    """Token ids of prompts and completions, and what was said of them."""
-    how = (built.about.speech or {})["judgements"]
-    judged = judged_of(rows, unranked=how["unranked"])
-    refuse(judged, how["most_faulty"])
+def view(rows: Rows, built: Built, teach: Any, schema: Any, store: Path, split: str) -> View:
+    """Token ids of prompts and completions, and what was said of them; or prompts that wait for answers."""
+    if rows.kind not in JUDGED:
+        return AskedView(rows, None, np.empty(0), built.base.pad_id)  # type: ignore[arg-type]
+    return read(rows, built, teach, schema, store, (built.about.speech or {})["judgements"]["most_faulty"])
+
+
+def read(rows: Rows, built: Built, teach: Any, schema: Any, store: Path, most: float) -> PolicyView:
+    """Judgements as the policy reads them.
+
+    Args:
+        most: largest share of faulty rows.
+    """
+    judged = judged_of(rows, unranked=(built.about.speech or {})["judgements"]["unranked"])
+    refuse(judged, most)
     splits = teach.objective(schema, torch.device("cpu")).splits
     judged = together(judged) if splits else judged
     if getattr(teach, "raters", None) == "consensus":
@@ -90,6 +103,8 @@ def view(rows: Rows, built: Built, teach: Any, schema: Any, store: Path, split: 
 
 def says(case: Case) -> str:
     """How much there is to learn from."""
+    if isinstance(case.views["train"], AskedView):
+        return f"{case.teach.loss}: {case.teach.rounds.count} rounds of answers to {len(case.views['train']):,} prompts"
     train = judgements(case, "train")
     return f"{case.teach.loss}: {len(train):,} judgements of {len(train.sizes):,} completions of {train.judged.items:,} prompts"
 
@@ -111,11 +126,21 @@ def before(case: Case) -> None:
     """The reference's columns, proofs on a few judgements, and what the untuned model makes of the headline ones."""
     job, plan = case.job, case.plan
     work = frozen.Work(job.cache, job.console, job.stop, job.device, case.precision, plan.micro_tokens, plan.overhead)
+    if case.teach.rounds is not None:
+        _begin_rounds(case)
     for name in case.views:
         _columns(case, judgements(case, name), work)
     reference.keep_start(case)
     _proofs(case)
     untuned(case)
+
+
+def _begin_rounds(case: Case) -> None:
+    """The judge, and judgements on the untrained model's answers wherever there were prompts alone."""
+    built, store = case.built, case.job.cache.rows
+    rounds = Rounds(case, lambda rows, name: read(rows, built, case.teach, case.schema, store, 1.0))
+    case.state["rounds"] = rounds
+    case.views |= {name: rounds.first(name) for name, rows in case.views.items() if isinstance(rows, AskedView)}
 
 
 def _columns(case: Case, rows: PolicyView, work: frozen.Work) -> None:
@@ -135,8 +160,6 @@ def _columns(case: Case, rows: PolicyView, work: frozen.Work) -> None:
 
 
 def _other_rows(others: Strangers, work: frozen.Work) -> Any:
-    from luthier.data.loader import sweep
-
     for ids in sweep(others.lengths(), len(others), limit=work.limit, overhead=work.overhead):
         yield ids, others.batch(ids)
 
@@ -186,11 +209,12 @@ def step_zero(case: Case, ids: np.ndarray, form: str) -> dict[str, Any]:
 
 def probe(case: Case, model: Any) -> torch.Tensor:
     """Log-probabilities of the first completions, to compare before and after."""
-    rows = judgements(case, "train")
-    few = np.flatnonzero(rows.sizes > 0)[:4]
-    plain = replace(rows, features=None, feature_kind=None, columns={})
+    if "probe" not in case.state:  # of the first round, where there are several
+        rows = judgements(case, "train")
+        plain = replace(rows, features=None, feature_kind=None, columns={})
+        case.state["probe"] = plain.texts(plain.picked(np.flatnonzero(rows.sizes > 0)[:4]), "rows")
+    batch = case.state["probe"]
     model.eval()
-    batch = plain.texts(plain.picked(few), "rows")
     with torch.no_grad():
         found: torch.Tensor = model.logprobs({name: value.to(case.job.device) for name, value in batch.items()})
     return found.float().cpu()
@@ -198,13 +222,7 @@ def probe(case: Case, model: Any) -> torch.Tensor:
 
 def loader(case: Case) -> Any:
     """The source of steps; a loss over the whole batch gets it in one piece."""
-    rows, plan = judgements(case, "train"), case.plan
-    if not objective_of(case).splits:
-        plan = replace(plan, micro_tokens=2**40, overhead=float(2**40))
-    return JudgedLoader(
-        rows, plan, width=case.built.model.width, forms=rows.forms, draw=(case.recipe.data.judgements or Judgements()).draw,
-        collate=lambda view, ids, form: rows.with_others(ids, form),
-    )  # fmt: skip
+    return case.state.get("rounds") or rounds_loader(case, judgements(case, "train"))
 
 
 def prepare(case: Case, work: frozen.Work) -> None:
@@ -221,8 +239,10 @@ def evaluation(case: Case) -> Callable[[], Mapping[str, float]] | None:
         found = figures(case, rows)
         every = np.ones((1, len(found)))
         wanted = {key: metrics.METRICS[key] for key in ("pair-accuracy", "reward-margin", "chosen", "rejected")}
+        wanted |= {} if name == "reward" else {name: rule}
         with np.errstate(all="ignore"):
-            values = {key: float(one.function(found)(every)[0]) for key, one in (wanted | {name: rule}).items()}
+            values = {key: float(one.function(found)(every)[0]) for key, one in wanted.items()}
+            values |= {} if "rounds" not in case.state else {"reward": rewarded(case, rows)}
             loss = float(metrics.METRICS["loss"].function(found)(every)[0])
         return values | {"loss": loss}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from luthier.models.load import Base
 from luthier.models.reward import SEVERAL, RewardHead, RewardModel, combined
 from luthier.models.saved import About, weights_hash
 from luthier.recipe import Judgements, Recipe
-from luthier.start import backbone_of
+from luthier.start import Start, backbone_of
 from luthier.training import Case
 
 
@@ -42,15 +42,10 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
     Raises:
         UserError: for a combination that means nothing.
     """
-    adapter, kind = ADAPTERS[recipe.adapt.kind], recipe.adapt.kind
+    kind = recipe.adapt.kind
     _check_ensemble(recipe, teach)
-    start = backbone_of(recipe, base)
-    base, backbone = start.base, start.model
-    base_hash, parameters = weights_hash(backbone), sum(p.numel() for p in backbone.parameters())
-    try:
-        backbone = adapter.attach(backbone, recipe.adapt, recipe.seed)
-    except ValueError as error:
-        raise UserError(f"{error}.", where=recipe.where("adapt")) from None
+    begun = begin(recipe, base)
+    base, backbone = begun.base, begun.backbone
     names = reward.add_members(backbone, teach.ensemble, recipe.seed) if teach.members == "adapters" else ()
     reads_both = base.encoder or base.encoder_decoder
     pooling = teach.pooling or ("mean" if reads_both else "last")
@@ -62,20 +57,59 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
     if hidden is not None and base.config.model_type == "bert" and base.random is None:
         head.start_from(load.pooler(base))
     _start(head, lesson)
-    if recipe.train.gradient_checkpointing:
-        checkpointing(backbone, recipe)
     told = {
         "kind": teach.members, "members": teach.ensemble, "combine": teach.combine, "caution": teach.caution,
         "template": teach.template, "loss": lesson.loss, "ties": lesson.ties, "sizes": list(lesson.sizes),
         "grades": list(lesson.grades), "mean": 0.0, "deviation": 1.0, "temperature": 1.0, "chat": lesson.chat,
         "draw": (recipe.data.judgements or Judgements()).draw,
     }  # fmt: skip
-    about = About(
-        start.kept["base"], base_hash, start.kept["revision"], kind, adapter.stores, lesson.task, (),
-        pooling, start.kept["layer"], hidden, max_length, recipe.model.attention, precision, "reward", None,
-        start.kept["quantize"], random=start.kept.get("random"), judging=told,
-    )  # fmt: skip
-    return Built(RewardModel(backbone, head, pooling, names), base, about, parameters, start.said)
+    about = begun.about(lesson.task, pooling, hidden, max_length, precision, "reward", told)
+    return Built(RewardModel(backbone, head, pooling, names), base, about, begun.parameters, begun.start.said)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A backbone with its adapter, before a head is put on it; hash and parameters are those of what it began as."""
+
+    recipe: Recipe
+    start: Start
+    backbone: Any
+    hash: str
+    parameters: int
+
+    @property
+    def base(self) -> Base:
+        """Configuration and tokenizer."""
+        return self.start.base
+
+    def about(
+        self, task: str, pooling: str, hidden: str | None, max_length: int, precision: str, family: str, judging: dict[str, Any]
+    ) -> About:
+        """What is kept beside the weights."""
+        kept, kind = self.start.kept, self.recipe.adapt.kind
+        return About(
+            kept["base"], self.hash, kept["revision"], kind, ADAPTERS[kind].stores, task, (), pooling, kept["layer"], hidden,
+            max_length, self.recipe.model.attention, precision, family, None, kept["quantize"], random=kept.get("random"),
+            judging=judging,
+        )  # fmt: skip
+
+
+def begin(recipe: Recipe, base: Base) -> Begun:
+    """Load the backbone, or an earlier run's, and attach.
+
+    Raises:
+        UserError: for an adapter that can't stand on it.
+    """
+    start = backbone_of(recipe, base)
+    backbone = start.model
+    base_hash, parameters = weights_hash(backbone), sum(p.numel() for p in backbone.parameters())
+    try:
+        backbone = ADAPTERS[recipe.adapt.kind].attach(backbone, recipe.adapt, recipe.seed)
+    except ValueError as error:
+        raise UserError(f"{error}.", where=recipe.where("adapt")) from None
+    if recipe.train.gradient_checkpointing:
+        checkpointing(backbone, recipe)
+    return Begun(recipe, start, backbone, base_hash, parameters)
 
 
 def _check_ensemble(recipe: Recipe, teach: Any) -> None:

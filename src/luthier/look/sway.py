@@ -54,8 +54,8 @@ def _agreement(told: Agreed) -> Finding:
     if np.isnan(told.pairwise.value):
         says = f"{plural(told.shared, 'prompt was', 'prompts were')} judged by several people, but no two completions by two of them."
         return Finding("agreement", "note", 0, says)
-    ceiling = "" if np.isnan(told.ceiling.value) else f" and with the others' majority on {between(told.ceiling)}"
-    says = f"Two people agree on {between(told.pairwise)} of pairs{ceiling}; alpha is {told.alpha.value:.2f}."
+    ceiling = f"a model that knows their taste would be right on {between(told.ceiling)}"
+    says = f"Two people agree on {between(told.pairwise)} of pairs, so that {ceiling}; alpha is {told.alpha.value:.2f}."
     if not told.alpha.low > 0:
         return Finding(
             "agreement",
@@ -71,7 +71,7 @@ def _agreement(told: Agreed) -> Finding:
         told.shared,
         says,
         (),
-        "A model whose accuracy on single verdicts is above that has seen them.",
+        "A model whose accuracy on single verdicts is above that has seen some of them.",
     )
 
 

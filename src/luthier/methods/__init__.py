@@ -35,4 +35,6 @@ def method(settings: Any, kind: str | None = None) -> Any:
         settings = SftSettings(kind="sft")
     module, _, name = METHODS[settings.kind].partition(":")
     cls = getattr(importlib.import_module(module), name)
+    if hasattr(cls, "variant"):  # one name, several learners
+        cls = cls.variant(settings)
     return cls(**{key: getattr(settings, key) for key in type(settings).model_fields})

@@ -73,7 +73,8 @@ class Preference(PreferenceSettings):
         Raises:
             UserError: if the rows hold none, or none that this loss can learn from.
         """
-        return learned(rows, self.loss in LOSSES and "desirable" in needs.inputs(self.function), where)
+        thumbs = self.loss in LOSSES and "desirable" in needs.inputs(self.function)
+        return learned(rows, thumbs, where, self.rounds is not None)
 
     def check(self, where: Callable[..., str | None]) -> None:
         """Raise UserError for a loss that is not there, or a key that this loss does not have.
@@ -99,15 +100,19 @@ class Preference(PreferenceSettings):
         return Objective(self.function, options_of(self, self.function), sft, self.per_token, self.margin == "use")
 
 
-def learned(rows: Rows, thumbs: bool, where: str | None) -> Verdicts:
+def learned(rows: Rows, thumbs: bool, where: str | None, rounds: bool = False) -> Verdicts:
     """What rows of judgements say to a policy.
 
     Args:
         thumbs: the loss learns from single answers.
+        rounds: prompts are enough: the policy answers them, and a judge judges.
 
     Raises:
         UserError: for rows without judgements, or without anything to compare.
     """
+    task = "policy" if rounds else "prefer"
+    if rounds and rows.kind == "prompt":
+        return Verdicts("prompt,completion", any(rows.column("chat")), scored=True, task=task)
     if rows.kind not in JUDGED:
         raise UserError(
             f"The columns {rows.kind} hold no judgements.", where=where or rows.source,
@@ -121,7 +126,7 @@ def learned(rows: Rows, thumbs: bool, where: str | None) -> Verdicts:
                 "These rows are thumbs on single answers, and this loss learns from answers beside each other.",
                 where=where or rows.source, hint="kto learns from thumbs:  method: {kind: preference, loss: kto}",
             )  # fmt: skip
-    return Verdicts(rows.kind, any(rows.column("chat")), forms == {"score"})
+    return Verdicts(rows.kind, any(rows.column("chat")), forms == {"score"}, task=task)
 
 
 def known_loss(

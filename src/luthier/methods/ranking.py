@@ -28,7 +28,7 @@ from luthier.methods.objectives.listwise import LOSSES, SFT_WEIGHT, pro_sft_weig
 from luthier.methods.objectives.rankings import tie_start
 from luthier.methods.objectives.ranks import rank_table
 from luthier.methods.preference import Verdicts, check_options, known_loss, learned, options_of, speech_of
-from luthier.recipe import RankingSettings
+from luthier.recipe import ComparatorSettings, RankingSettings
 
 
 class PolicyRanking(RankingSettings):
@@ -36,6 +36,15 @@ class PolicyRanking(RankingSettings):
 
     family: ClassVar[str] = "preference"
     train_on: ClassVar[str] = "completion"
+
+    @classmethod
+    def variant(cls, settings: RankingSettings) -> type[RankingSettings]:
+        """This class, or with `learner: judge` the one that compares."""
+        if settings.learner == "policy":
+            return cls
+        from luthier.methods.comparator import Comparator
+
+        return Comparator
 
     @property
     def function(self) -> Callable[..., torch.Tensor]:
@@ -53,7 +62,7 @@ class PolicyRanking(RankingSettings):
         Raises:
             UserError: if the rows hold none, or nothing to compare.
         """
-        found = learned(rows, False, where)
+        found = learned(rows, False, where, self.rounds is not None)
         if self.ties != "davidson":
             return found
         sizes, start = tie_start(rank_table(rankings_of(rows)))
@@ -61,12 +70,27 @@ class PolicyRanking(RankingSettings):
 
     def check(self, where: Callable[..., str | None]) -> None:
         """Raise UserError for a loss that is not there, or a key that this loss does not have."""
+        if self.ties == "davidson" and self.rounds is not None:
+            raise UserError(
+                "method.ties: davidson learns how often people call two answers equal; a judge's scores are hardly ever equal.",
+                where=where("method", "ties"), hint="Leave ties out.",
+            )  # fmt: skip
         check_options(self, known_loss(self.loss, LOSSES, where), where)
+        only_judge = [key for key in ComparatorSettings.model_fields if key in self.model_fields_set and self._differs(key)]
+        if only_judge or self.raters == "reliability":
+            key = only_judge[0] if only_judge else "raters"
+            raise UserError(
+                f"method.{key} is for  learner: judge.", where=where("method", key),
+                hint="Leave it out, or write  learner: judge." if key != "raters" else "Write  raters: observations,  or  consensus.",
+            )  # fmt: skip
         if self.ties == "davidson" and self.raters == "consensus":
             raise UserError(
                 "method.ties: davidson learns how often people call two answers equal; a consensus has no such ties.",
                 where=where("method", "ties"), hint="Write  raters: observations,  or  ties: efron.",
             )  # fmt: skip
+
+    def _differs(self, key: str) -> bool:
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     def speech(self, max_length: int, encoder_decoder: bool, on_bad_row: str = "error") -> Speech:
         """How rows become tokens."""

@@ -124,6 +124,18 @@ class RewardModel(TaskModel):
                 layer._active_adapter = active
 
 
+class CompareModel(RewardModel):
+    """Verdicts (U,) on pairs of outputs: z(a, b) = (f(a, b) - f(b, a)) / 2, the log-odds that the first is better.
+
+    A batch brings 2 U plain rows: U pairs one way round, then the same the other way round.
+    """
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """z (U,)."""
+        one, other = super().forward(batch)[:, 0].chunk(2)
+        return (one - other) / 2
+
+
 def combined(scores: torch.Tensor, how: str, caution: float = 1.0) -> torch.Tensor:
     """One score from those of an ensemble: (..., members) -> (...).
 
@@ -174,15 +186,15 @@ def save(model: RewardModel, about: About, tokenizer: Any, folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
-def read(folder: Path) -> tuple[RewardModel, About, load.Base]:
-    """The tuned model in evaluation mode.
+def read(folder: Path, family: str = "reward") -> tuple[Any, About, load.Base]:
+    """The tuned model in evaluation mode: a RewardModel, or of family "comparator" a CompareModel.
 
     Raises:
         UserError: if the run learned something else, or its base is gone or another one.
     """
     told = saved.about(folder)
-    if told.judging is None or told.family != "reward":
-        raise UserError(f"The run in {str(folder)!r} learned {told.task}: it gives no scores.")
+    if told.judging is None or told.family != family:
+        raise UserError(f"The run in {str(folder)!r} learned {told.task}: it is no {family}.")
     if told.stores == "model":
         base = load.find(str(folder))
         backbone = load.backbone(base, attention=told.attention)
@@ -201,7 +213,8 @@ def read(folder: Path) -> tuple[RewardModel, About, load.Base]:
             for name in names[1:]:
                 backbone = several.add(backbone, folder / name, name)
     base = replace(base, tokenizer=load.tokenizer_of(str(folder)))
-    return RewardModel(backbone.eval(), _head(folder, told), told.pooling, names).eval(), told, base
+    form = RewardModel if family == "reward" else CompareModel
+    return form(backbone.eval(), _head(folder, told), told.pooling, names).eval(), told, base
 
 
 def _head(folder: Path, told: About) -> RewardHead:

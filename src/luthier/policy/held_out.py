@@ -46,6 +46,10 @@ def untuned(case: Case) -> None:
         job.record["samples"] = _answers(case, base)
         drawn = _drawn(case, base, "answers before")
     job.record["before"] = {"lengths": [] if drawn is None else drawn.lengths.tolist()}
+    if drawn is not None and "rounds" in case.state:
+        scores = _judged(case, base, drawn)
+        job.record["before"]["scores"] = scores.tolist()
+        job.record["baselines"]["base"]["reward"] = float(scores.mean())
     job.folder.keep({**job.folder.record(), **{key: job.record[key] for key in KEPT}})
 
 
@@ -89,6 +93,8 @@ def _method(case: Case) -> dict[str, Any]:
         "judgements": {name: len(view) for name, view in case.views.items()},
         "left_out": {name: len(view.judged.left_out) for name, view in case.views.items() if hasattr(view, "judged")},
     }  # fmt: skip
+    if "rounds" in case.state:
+        made["judge"] = case.state["rounds"].judge.name
     if case.schema.sizes:
         learned = case.built.model.head.log_delta.detach().cpu().tolist()
         made["ties"] = {str(size): value for size, value in zip(case.schema.sizes, learned, strict=True)}
@@ -108,13 +114,46 @@ def _headline(case: Case, record: dict[str, Any], rows: Any, found: Preferred) -
     _falls(case, record)
     for line, new in zip(record["samples"], _answers(case, rows), strict=True):
         line["base"], line["tuned"] = line.pop("answer", line.get("base")), new["answer"]
-    lengths = np.array(record.pop("before")["lengths"])
+    before = record.pop("before")
+    lengths = np.array(before["lengths"])
     drawn = _drawn(case, rows, "answers after")
+    if drawn is not None and "rounds" in case.state:
+        _reward(case, record, _judged(case, rows, drawn), np.array(before["scores"]))
     if drawn is not None:
         with reference.as_started(case):
             sums = drift.scored(case.built, drawn, case.runner())
         record["preference"]["drift"] = drift.told(drawn, sums, lengths, case.recipe.seed)
     _lines(case, rows, found)
+
+
+def _judged(case: Case, rows: Any, drawn: drift.Drawn) -> np.ndarray:
+    """The judge's scores of drawn answers."""
+    items = spread(rows, case.teach.drift)
+    each = len(drawn.answers) // len(items)
+    texts = [rows.judged.item_of(int(item)).prompt for item in items for _ in range(each)]
+    found: np.ndarray = case.state["rounds"].judged(drawn, texts)
+    return found
+
+
+def rewarded(case: Case, rows: Any) -> float:
+    """The judge's mean score of answers that the policy draws now, with the same noise each time."""
+    drawn = _drawn(case, rows, "")
+    assert drawn is not None
+    return float(_judged(case, rows, drawn).mean())
+
+
+def _reward(case: Case, record: dict[str, Any], now: np.ndarray, before: np.ndarray) -> None:
+    """The judge's mean score of the policy's own answers, and the paired change since the start."""
+    split_name, seed = case.gathered.headline, case.recipe.seed
+    mean = bootstrap(lambda values: float(np.mean(values)), now, seed=seed)
+    change = bootstrap(lambda values: float(np.mean(values)), now - before, seed=seed)
+    record["metrics"][split_name]["reward"] = mean.value
+    record["intervals"][split_name]["reward"] = [mean.low, mean.high]
+    record["difference"]["reward"] = [change.value, change.low, change.high]
+    record["preference"]["reward"] = {
+        "before": float(before.mean()), "after": mean.value, "change": record["difference"]["reward"]
+    }
+    record["rounds"] = case.state["rounds"].told()
 
 
 def _moved(start: Preferred, now: Preferred, name: str, rows: Any) -> dict[str, Any] | None:

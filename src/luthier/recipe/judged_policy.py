@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from luthier.recipe.fields import Count, Rate, Settings
+from luthier.recipe.judged_reward import ComparatorSettings
 
 AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
@@ -90,16 +91,20 @@ class PreferenceSettings(PolicySettings):
     )
 
 
-class RankingSettings(PolicySettings):
-    """Whole rankings teach: the policy learns the order that people gave K answers, ties and gaps included."""
+class RankingSettings(PolicySettings, ComparatorSettings):
+    """Whole rankings teach: the policy learns the order that people gave K answers, or a judge learns to compare two."""
 
     kind: Literal["ranking"]
-    learner: Literal["policy"] = Field("policy", description="what learns: the policy that writes")
+    learner: Literal["policy", "judge"] = Field(
+        "policy",
+        description="what learns: the policy that writes, or a judge that reads two outputs together and says which is better",
+    )
     loss: str = Field("pl-dpo", description="pl-dpo, lipo, pro or rrhf")
     ties: Literal["breslow", "efron", "davidson"] | None = Field(
         None, description="equal ranks under pl-dpo: efron when left out, breslow, or davidson (learned tie parameters)"
     )
-    raters: Literal["observations", "consensus"] = Field(
+    raters: Literal["observations", "consensus", "reliability"] = Field(
         "observations",
-        description="several people's rankings of the same answers: each an observation, or one consensus with a weight",
+        description="several people's rankings of the same answers: each an observation, one consensus with a weight, or "
+        "(learner: judge) each with a learned reliability of its rater",
     )

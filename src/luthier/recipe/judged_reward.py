@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,12 +14,9 @@ AnyShare = Annotated[float, Field(ge=0, lt=0.5)]
 AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class RaterSettings(Settings):
-    """What several raters are: all alike, or each with a reliability that is learned."""
+class SlipSettings(Settings):
+    """How a rater of little reliability errs."""
 
-    raters: Literal["equal", "reliability"] = Field(
-        "equal", description="equal: every judgement counts alike; reliability: learned for each rater with the scores"
-    )
     slips: Literal["random", "reversed", "scale"] = Field(
         "random",
         description="with raters: reliability, how a rater errs: blindly now and then, upside down, or by blurring",
@@ -29,9 +26,20 @@ class RaterSettings(Settings):
     )
 
 
+class RaterSettings(SlipSettings):
+    """What several raters are: all alike, or each with a reliability that is learned."""
+
+    raters: Literal["equal", "reliability"] = Field(
+        "equal", description="equal: every judgement counts alike; reliability: learned for each rater with the scores"
+    )
+
+
 class RewardSettings(RaterSettings):
     """Judgements teach a model to score: a scalar head on any base, from pairs, rankings, choices, scores or thumbs."""
 
+    passes: ClassVar[float] = 3.0  # over the rows, where the recipe names neither steps nor epochs
+    most_passes: ClassVar[float] = 10.0  # of a small set
+    passes_by: ClassVar[dict[str, float]] = {"head": 30.0}  # features are cached: passes cost little
     kind: Literal["reward"]
     loss: Literal["bradley-terry", "plackett-luce", "all-pairs", "ordinal", "regression"] | None = Field(
         None,
@@ -71,7 +79,7 @@ class RewardSettings(RaterSettings):
     )
 
 
-class ComparatorSettings(RaterSettings):
+class ComparatorSettings(SlipSettings):
     """The keys of `learner: judge`: a model that reads the prompt and two outputs together and says which is better."""
 
     pairs: Count = Field(

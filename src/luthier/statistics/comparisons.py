@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -185,8 +186,8 @@ def pairwise_agreement(
 def majority_agreement(pairs: Comparisons, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
     """How often a rater's strict verdict is that of the others' majority; where they are split it is left out.
 
-    This, not `pairwise_agreement`, is what a model that knows people's taste can reach on single judgements: if each is
-    right with probability q, two raters agree on q^2 + (1 - q)^2 only, a perfect model agrees on q.
+    It lies between `pairwise_agreement` and what a model that knows people's taste can reach (`reachable`): the majority
+    of a few is itself wrong now and then.
 
     >>> majority_agreement(compare([[1, 2], [1, 2], [2, 1]], ["a"] * 3)).value  # only the third meets a majority
     0.0
@@ -195,6 +196,18 @@ def majority_agreement(pairs: Comparisons, *, resamples: int = 1000, level: floa
     counted = (pairs.sign != 0) & (better != worse)
     right = counted & ((better > worse) == (pairs.sign > 0))
     return _share(right.astype(float), counted.astype(float), pairs.prompt, resamples=resamples, level=level, seed=seed)
+
+
+def reachable(agreement: float) -> float:
+    """What a model that knows people's taste is right on: q where two people agree on a = q^2 + (1 - q)^2.
+
+    If each verdict is right with probability q, independently of the others, so much is the ceiling on single verdicts; 1/2
+    where people agree no more than coins.
+
+    >>> round(reachable(0.73), 3)
+    0.839
+    """
+    return (1 + sqrt(max(0.0, 2 * agreement - 1))) / 2 if not np.isnan(agreement) else np.nan
 
 
 def tie_rate(pairs: Comparisons, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:

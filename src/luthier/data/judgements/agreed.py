@@ -33,7 +33,8 @@ class Agreed:
         comparisons: pairs of completions that somebody put in order or tied.
         shared: prompts that two or more people judged.
         pairwise: how often two people put two completions the same way round; both strict.
-        ceiling: how often one person's verdict is that of the others' majority: what a perfect model reaches.
+        majority: how often one person's verdict is that of the others' majority.
+        ceiling: what a model that knows people's taste could be right on, by `pairwise`; see `comparisons.reachable`.
         alpha: Krippendorff's, of the verdicts worse, tied, better.
         w, correlation: Kendall's W, and the mean rank correlation of two people, over prompts with rankings of FEW or more.
         score_alpha: Krippendorff's of the scores (thumbs too) that several people gave to one completion; ordinal.
@@ -46,6 +47,7 @@ class Agreed:
     comparisons: int
     shared: int
     pairwise: Interval
+    majority: Interval
     ceiling: Interval
     alpha: Interval
     w: Interval
@@ -73,17 +75,23 @@ def agreed(judged: Judged, *, resamples: int = 1000, seed: int = 0) -> Agreed:
     shared = sum(len(who) > 1 for who in people.values())
     several = shared > 0 and len(pairs) > 0
     w, correlation = _rankings(judged, options) if several else (NONE, NONE)
+    two = verdicts.pairwise_agreement(pairs, **options) if several else NONE
     place = verdicts.position_bias(pairs, shown) if len(pairs) else verdicts.PositionBias(NONE, {})
     return Agreed(
         len(pairs), shared,
-        verdicts.pairwise_agreement(pairs, **options) if several else NONE,
-        verdicts.majority_agreement(pairs, **options) if several else NONE,
+        two, verdicts.majority_agreement(pairs, **options) if several else NONE, _reachable(two),
         verdicts.preference_alpha(pairs, **options) if several else NONE,
         w, correlation, _scores(judged, options) if shared else NONE,
         verdicts.tie_rate(pairs, **options) if len(pairs) else NONE,
         verdicts.length_bias(pairs, lengths) if len(pairs) else NONE, place.first, place.by_position,
         tuple(verdicts.rater_agreement(pairs, resamples=min(resamples, 400), seed=seed)) if several else (),
     )  # fmt: skip
+
+
+def _reachable(agreement: Interval) -> Interval:
+    """The ceiling, with the bounds of the agreement that it comes from."""
+    bounds = (verdicts.reachable(value) for value in (agreement.value, agreement.low, agreement.high))
+    return Interval(*bounds, agreement.level, agreement.resamples, agreement.skipped, agreement.method)
 
 
 def compared(judged: Judged) -> tuple[Comparisons, list[list[float | None]], list[list[float | None]]]:

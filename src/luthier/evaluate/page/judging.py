@@ -90,7 +90,17 @@ def parts(run: Run) -> str:
         if rows:
             tables.append(f"<div>{table([title, 'accuracy on pairs', 'pairs'], rows)}</div>")
     body = f'<div class="halves">{"".join(tables)}</div>' if tables else ""
-    return section("Where it is right", body + _scores(judging), key="parts")
+    return section("Where it is right", body + _scores(judging) + _circles(judging), key="parts")
+
+
+def _circles(judging: Mapping[str, Any]) -> str:
+    """Of a judge that compares: how often its verdicts contradict each other."""
+    found = judging.get("circles") if judging else None
+    if not isinstance(found, Mapping):
+        return ""
+    told = f"Of {count(found.get('triples'))} triples of outputs whose pairs were all compared,"
+    told = f"{told} {count(found.get('circular'))} go in a circle"
+    return f'<p class="small">{told} (in {count(found.get("with_circles"))} of {count(found.get("prompts"))} prompts).</p>'
 
 
 def _scores(judging: Mapping[str, Any]) -> str:

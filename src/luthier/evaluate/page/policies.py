@@ -9,7 +9,10 @@ from luthier.evaluate.page.sections import Run, section
 from luthier.evaluate.page.words import MISSING, count, is_number, number, part, shown, table
 
 SHORT = 260  # characters of a prompt or an answer
-NAMES = {"chosen": "log-probability of the better answers", "rejected": "log-probability of the worse answers"}
+NAMES = {
+    "reward": "the judge's score of its own answers", "chosen": "log-probability of the better answers, nats an answer",
+    "rejected": "log-probability of the worse answers, nats an answer",
+}  # fmt: skip
 
 
 def is_taught(record: Mapping[str, Any]) -> bool:
@@ -26,7 +29,7 @@ def went(run: Run) -> str:
         if not isinstance(moved, Mapping):
             continue
         value, low, high = moved["change"]
-        rows.append([f"{says}, nats an answer", number(moved["before"]), number(moved["after"]), _change(value, low, high)])
+        rows.append([says, number(moved["before"]), number(moved["after"]), _change(value, low, high)])
     drift = found.get("drift") if found else None
     if isinstance(drift, Mapping):
         low, high = drift["kl_interval"]
