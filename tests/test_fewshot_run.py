@@ -19,6 +19,7 @@ from luthier.look import inspect, page, text
 from luthier.methods import demonstrations
 from luthier.methods.calibration import calibrated, normalised, random_texts
 from luthier.models import load
+from luthier.prompt_or_tune import prompt_or_tune
 from luthier.recipe import read
 from luthier.run import run
 
@@ -327,3 +328,28 @@ def test_look_shows_the_prompt(base: str, easy: Path, answers: Path) -> None:
     )
     assert written.finding("prompt length").level == "warn"
     assert "".join(piece.text for piece in written.drawn[0].pieces).endswith("Output:")
+
+
+def test_prompt_or_tune_is_one_table_that_goes_on(base: str, easy: Path, tmp_path: Path) -> None:
+    recipe = {
+        "model": base, "method": {"kind": "fewshot", "shots": 3, "draws": 1, "template": "T: {text}\nL: {label}"},
+        "data": {"train": str(easy)}, "train": {"precision": "fp32", "device": "cpu"},
+    }  # fmt: skip
+    ways = ("zero-shot", "k-shot", "probe")
+    told = prompt_or_tune(recipe, counts=[9, 500], ways=ways, runs=tmp_path, name="table", quiet=True)
+    assert [(cell["way"], cell["examples"]) for cell in told["cells"]] == [
+        ("zero-shot", 0), ("k-shot", 9), ("probe", 9), ("k-shot", 168), ("probe", 168)
+    ]  # fmt: skip
+    assert all(cell["thousand_seconds"] > 0 and cell["thousand_tokens"] > 0 for cell in told["cells"])
+    rows = (tmp_path / "table" / "data" / "train-9-s0.jsonl").read_text(encoding="utf-8").splitlines()
+    labels = [json.loads(row)["label"] for row in rows]
+    assert sorted(labels.count(label) for label in set(labels)) == [3, 3, 3]
+    table = (tmp_path / "table" / "table.md").read_text(encoding="utf-8")
+    assert "| k-shot |" in table
+    assert "is best." in table
+    prompt = json.loads((tmp_path / "table" / "k-shot-9-s0" / "run.json").read_text(encoding="utf-8"))["prompts"]["example"]
+    assert prompt.count("L:") == 4
+    again = prompt_or_tune(recipe, counts=[9, 500], ways=ways, runs=tmp_path, name="table", quiet=True)
+    assert [cell["mean"] for cell in again["cells"]] == [cell["mean"] for cell in told["cells"]]
+    with pytest.raises(UserError, match="There is no way 'tune'"):
+        prompt_or_tune(recipe, ways=["tune"], runs=tmp_path, quiet=True)

@@ -21,7 +21,7 @@ RUN_FLOOR = {"run", "gather", "build", "frozen", "predict", "proofs", "record", 
              "prompting", "prompted", "asked", "judge_prompted", "scored", "rated", "policy", "score",
              "judge_tasks", "comparing", "replay", "forgetting", "comparer"}  # fmt: skip
 BELOW_RUN = {"recipe", "statistics", "data", "adapters", "models", "methods", "engine", "evaluate"}
-ABOVE_RUN = {"look", "new", "rank", "export", "runs", "search", "show", "draft", "guess"}
+ABOVE_RUN = {"prompt_or_tune", "look", "new", "rank", "export", "runs", "search", "show", "draft", "guess"}
 # floor -> what it may import of ours (and itself, and errors)
 MAY: dict[str, set[str]] = {
     "recipe": set(),

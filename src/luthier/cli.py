@@ -113,6 +113,22 @@ def search(
     print(f"best recipe: {result.best}\nreport: {result.report}")
 
 
+@app.command(name="prompt-or-tune")
+def prompt_or_tune(
+    recipe: Annotated[str, typer.Argument(help="recipe with model and data; of method: fewshot its prompt is used too")],
+    sets: Sets = [],  # noqa: B006
+    examples: Annotated[list[int], typer.Option(help="labelled examples; 8, 32, 128 and all when left out")] = [],  # noqa: B006
+    way: Annotated[list[str], typer.Option(help="zero-shot, k-shot, probe, setfit, lora, full; all when left out")] = [],  # noqa: B006
+    seeds: Annotated[int, typer.Option(help="how often examples are drawn anew")] = 1,
+    name: Annotated[str | None, typer.Option(help="of the folder below --runs; the same name goes on")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Would a few examples in the prompt do? Every way of using labelled examples, with its cost, in one table."""
+    from luthier.prompt_or_tune import prompt_or_tune as verb
+
+    verb(recipe, sets, counts=examples, seeds=seeds, ways=way, name=name, runs=runs)
+
+
 @app.command()
 def look(
     recipe: Annotated[str, typer.Argument(help="recipe, or a data file")],
