@@ -81,6 +81,8 @@ def _front(plan: Plan, about: About) -> list[str]:
 def _sentence(about: About, record: Mapping[str, Any]) -> str:
     kind = record.get("model", {}).get("architecture", "transformer")
     what = WHAT[about.task].format(labels=len(about.labels))
+    if about.judging is not None:
+        what = "scores an output to a prompt; only differences between outputs to one prompt mean something"
     return f"A {kind} model that {what}; made by Luthier {luthier.__version__}."
 
 
@@ -112,12 +114,26 @@ def _notes(plan: Plan, about: About) -> list[str]:
             "This class reads the last token whose id is not the padding id, whatever the mask says: a text that ends "
             "with the padding token written out would be read one token early."
         )
+    if about.judging is not None:
+        notes.append(_judge_note(plan, about, about.judging))
     sides = " and ".join(plan.sides)
     notes.append(
         f"These lines were run in a fresh process on rows of different lengths, padded {sides}, and gave the outputs "
         "of the run. No code comes with the folder and none is needed (`trust_remote_code` stays off)."
     )
     return [part for note in notes for part in (note, "")]
+
+
+def _judge_note(plan: Plan, about: About, judging: Mapping[str, Any]) -> str:
+    how = (
+        "Give prompt and output as a pair of texts."
+        if plan.pairs
+        else "Give the prompt with the output behind it, as one text that ends in the tokenizer's end-of-text token; of a "
+        "conversation the text of the chat template."
+    )
+    scale = f"sigmoid(difference / {judging['temperature']:.3g}) is the probability that the better-scored output is preferred."
+    several = f" The columns are members of an ensemble; the run takes their {judging['combine']}." if about.labels else ""
+    return f"{how} {scale}{several}"
 
 
 def _base_note(plan: Plan, about: About) -> str:

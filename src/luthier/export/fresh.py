@@ -24,6 +24,7 @@ import torch
 from luthier.data.examples import Rows
 from luthier.data.render import encode
 from luthier.data.view import View
+from luthier.export.judging import asked
 from luthier.folder import Folder
 from luthier.models.heads import TaskModel
 from luthier.models.load import Base
@@ -123,7 +124,7 @@ def probe(model: TaskModel, about: About, base: Base, run: Folder, store: Path) 
 
 def rows_of(about: About, base: Base, run: Folder) -> list[Any]:
     """At most REAL rows of predictions.jsonl from the shortest to the longest, and the rows made here."""
-    told = _told(run)
+    told = _told(run, base)
     real: list[Any] = sorted(told, key=lambda text: len(str(text)))
     if about.task == "tag":
         made: list[Any] = [text.split() for text in UNUSUAL]
@@ -137,12 +138,14 @@ def rows_of(about: About, base: Base, run: Folder) -> list[Any]:
     return [*(real[at] for at in chosen), *made, _long(real[-1], about, base)]
 
 
-def _told(run: Folder) -> list[Any]:
+def _told(run: Folder, base: Base) -> list[Any]:
     try:
         with run.predictions.open(encoding="utf-8", errors="replace") as lines:
             rows = [json.loads(line) for _, line in zip(range(500), lines, strict=False)]
     except (OSError, ValueError):
         return []  # nothing was held out
+    if rows and "completions" in rows[0]:
+        return [asked(row["text"], row["completions"][0], base) for row in rows]
     return [row.get("tokens", row["text"]) for row in rows]
 
 

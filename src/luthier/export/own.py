@@ -7,6 +7,7 @@ head, and its logits are compared with ours on ragged rows, padded right and lef
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +68,12 @@ def configured(config: Any, about: About) -> Any:
     return config
 
 
-def fit(model: TaskModel, about: About, base: Base, probe: Probe, bound: float) -> Own | None:
+def fit(model: TaskModel, about: About, base: Base, probe: Probe, bound: float, grow: bool = False) -> Own | None:
     """The class with our weights, if its logits equal ours within `bound`; None where it can't express the head.
 
     Args:
         model: its adapter, if there was one, is merged.
+        grow: where every token may end a row (GPT-2 has no special one but the end of text), add one to pad with.
     """
     backbone: Any = plain(model.backbone)
     empty = _empty(backbone, about)
@@ -82,7 +84,14 @@ def fit(model: TaskModel, about: About, base: Base, probe: Probe, bound: float) 
     for name in added:  # BERT's pooler, which is a part of the head
         setattr(backbone, name, inner.get_submodule(name))
     names = _fill(own, backbone, added, model.head)
-    found = None if names is None else _tried(own, names, about, base, probe, bound)
+    found = None if names is None else _tried(own, names, about, base, probe, bound, _pads(about, base, probe))
+    if found is None and names is not None and about.pooling == "last" and not _pads(about, base, probe):
+        size, new = base.config.get_text_config().vocab_size, len(base.tokenizer)
+        if new >= size and grow:
+            with quiet():
+                own.resize_token_embeddings(new + 1, mean_resizing=False)
+        if new < size or grow:
+            found = _tried(own, names, about, base, probe, bound, [new])
     if found is None:
         for name in added:
             setattr(backbone, name, None)
@@ -130,11 +139,13 @@ def _fill(own: Any, backbone: nn.Module, added: list[str], head: Head) -> tuple[
     return tuple(dict.fromkeys(".".join(name.split(".")[: 1 + name.startswith(f"{prefix}.")]) for name in theirs))
 
 
-def _tried(own: Any, names: tuple[str, ...], about: About, base: Base, probe: Probe, bound: float) -> Own | None:
+def _tried(
+    own: Any, names: tuple[str, ...], about: About, base: Base, probe: Probe, bound: float, pads: Sequence[int]
+) -> Own | None:
     """The first padding id and form of call that give equal logits, those that serve both sides first."""
     prefix = own.base_model_prefix
     best: Own | None = None
-    for pad in _pads(about, base, probe):
+    for pad in pads:
         if about.pooling == "last":
             own.config.get_text_config().pad_token_id = pad
         if not _equal(own, probe, pad, "right", False, bound):

@@ -21,6 +21,7 @@ from luthier.errors import UserError, unwritable
 from luthier.export import fresh, own, spoken
 from luthier.export.card import card, is_hub
 from luthier.export.fresh import Job, NotEqual, Probe
+from luthier.export.judging import PAD, as_scores
 from luthier.export.lines import Plan
 from luthier.export.own import Own
 from luthier.export.push import Hub
@@ -189,7 +190,7 @@ def tuned(run: Folder, form: str, store: Path) -> Tuned:
             f"The run {str(run.path)!r} started from {told.base!r}, which is an adapter itself: peft loads one on a model.",
             hint="Export the whole model:  --form merged",
         )
-    model, about, base = saved.read(run.model)
+    model, about, base = as_scores(run) if told.judging is not None else saved.read(run.model)
     return Tuned(run, model, about, base, fresh.probe(model, about, base, run, store))
 
 
@@ -202,7 +203,7 @@ def write(tuned: Tuned, form: str, folder: Path) -> Written:
     about, base, probe = tuned.about, tuned.base, tuned.probe
     bound = MERGED_BOUND if about.stores == "adapter" else BOUND
     model = TaskModel(bridge.merged(tuned.model.backbone).eval(), tuned.model.head, tuned.model.pooling).eval()
-    found = own.fit(model, about, base, probe, bound)
+    found = own.fit(model, about, base, probe, bound, grow=form == "merged")
     plan = _plan(tuned, model, found, form)
     with load.quiet():
         if form == "adapter":
@@ -279,7 +280,9 @@ def _adapter(tuned: Tuned, plan: Plan, model: TaskModel, found: Own | None, fold
 def _tokenizer(base: Base, about: About, pad: int, takes: frozenset[str], folder: Path) -> None:
     """The base's tokenizer: it pads on the right with an id that no row ends with, and cuts where the run did."""
     tokenizer = base.tokenizer
-    if tokenizer.pad_token_id != pad:
+    if tokenizer.pad_token_id != pad and pad >= len(tokenizer):  # no token of its own could pad
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    elif tokenizer.pad_token_id != pad:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     tokenizer.padding_side = "right"
     tokenizer.model_max_length = about.max_length
