@@ -39,7 +39,8 @@ def as_scores(run: Folder) -> tuple[TaskModel, About, Base]:
         )
     model, about, base = reward.read(run.model)
     source: Head = model.head
-    weight, bias = source.output.weight.detach(), source.output.bias
+    weight = source.output.weight.detach()
+    bias: torch.Tensor | None = source.output.bias
     if known["combine"] == "mean":
         weight, bias = weight.mean(dim=0, keepdim=True), None if bias is None else bias.detach().mean(dim=0, keepdim=True)
     head = Head(weight.shape[1], len(weight), bias=bias is not None, hidden=told.hidden)
