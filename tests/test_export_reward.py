@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import planted
 import pytest
 import torch
 import transformers
 
+import planted
 import tiny
 from luthier.errors import UserError
 from luthier.export import export
