@@ -33,6 +33,7 @@ from luthier.methods.objectives.rankings import efron
 from luthier.models.language import LanguageModel
 from luthier.models.selftest import bundles_hold
 from luthier.recipe import Data, read
+from luthier.run import run
 
 INF, NULL = math.inf, None
 ASK = [{"role": "user", "content": "Where?"}]
@@ -519,3 +520,21 @@ def test_the_example_s_data_and_recipes_fit(repository: Path, tmp_path: Path) ->
         judged = judge(gather(recipe, tmp_path).splits["train"])
         assert judged.raters == ("ann", "bea", "cy")
         assert set(judged.sizes.tolist()) == {5}
+
+
+def test_a_run_refuses_what_only_the_tokens_show(tmp_path: Path) -> None:
+    long = "we saw it at the library " * 12
+    rows = [{"prompt": f"P{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(40)]
+    rows += [{"prompt": f"Q{n}", "chosen": f"{long} good", "rejected": f"{long} bad"} for n in range(8)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = {
+        "model": "pocket", "adapt": "lora", "method": "reward", "data": {"train": str(file)},
+        "train": {"max_length": 32, "steps": 1, "batch_size": 8, "device": "cpu"},
+    }  # fmt: skip
+    with pytest.raises(UserError, match="equal once they are tokens: 8"):
+        run(recipe, runs=tmp_path / "runs", name="strict", quiet=True)
+    judgements = {"train": str(file), "judgements": {"most_faulty": 0.5}}
+    told = run(recipe | {"data": judgements}, runs=tmp_path / "runs", name="lenient", quiet=True).record["warnings"]
+    assert any("equal once they are tokens" in one and "max_length" in one for one in told)
+    assert any("train completions were cut to 32 tokens" in one for one in told)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from luthier.data import sources
 from luthier.data.examples import JUDGED, RECORDS, Rows
 from luthier.data.judgements.faults import CONTRADICTS, OUTLIER, refuse
 from luthier.data.judgements.judged import judge
+from luthier.data.judgements.records import ALIKE, CUT
 from luthier.data.split import hash_split, row_key
 from luthier.data.tasks import TaskRows
 from luthier.errors import UserError
@@ -218,6 +219,24 @@ def _judgements(splits: Mapping[str, Rows], most: float) -> list[str]:
         if not len(judged[name]):
             raise UserError(f"No row of {name} holds a judgement.", where=splits[name].source)
     return said
+
+
+def unread(gathered: Gathered, views: Mapping[str, Any], recipe: Recipe) -> Gathered:
+    """With what only the tokens show of judgements: no room for an answer, two answers the same once they are cut.
+
+    Raises:
+        UserError: if too many rows say nothing, what was found before included.
+    """
+    judged = {name: view.judged for name, view in views.items() if hasattr(view, "judged")}
+    if not judged:
+        return gathered
+    said = []
+    for name, found in zip(judged, refuse(list(judged.values()), (recipe.data.judgements or Judgements()).most_faulty), strict=True):
+        for kind in (ALIKE, CUT):
+            if rows := found.rows.get(kind, ()):
+                place = judged[name].rows.place(rows[0])
+                said.append(f"{len(rows)} {name} rows are left out: {kind} (the first: {place}). Raise train.max_length.")
+    return replace(gathered, warnings=(*gathered.warnings, *said))
 
 
 def _leaks(splits: Mapping[str, Rows]) -> list[str]:

@@ -91,7 +91,8 @@ def judge(case: Case, family: Family) -> None:
     warnings = [*job.record["warnings"], *gathered.warnings, *built.base.warnings]
     for name, view in case.views.items():
         if view.encoded.truncated:
-            cut = f"{view.encoded.truncated} of {len(view)} {name} rows were cut to {built.about.max_length} tokens."
+            count, what = view.units
+            cut = f"{view.encoded.truncated} of {count} {name} {what} were cut to {built.about.max_length} tokens."
             warnings.append(cut)
     job.record["warnings"] = warnings
     family.judge(case, job.record)
@@ -102,7 +103,7 @@ def _about_rows(view: View) -> dict[str, Any]:
     lengths = view.encoded.lengths
     return {
         "source": view.rows.source, "rows": len(view), "hash": view.rows.hash, "truncated": view.encoded.truncated,
-        "skipped": len(view.rows.skipped), "tokens": int(lengths.sum()), "longest": int(lengths.max()),
+        "skipped": len(view.rows.skipped), "tokens": int(lengths.sum()), "longest": view.longest,
     }  # fmt: skip
 
 

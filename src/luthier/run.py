@@ -35,7 +35,7 @@ from luthier.engine.loop import Progress
 from luthier.engine.stop import Stop
 from luthier.errors import Interrupted, UserError, unwritable
 from luthier.families import Family, family_of
-from luthier.gather import Gathered, gather
+from luthier.gather import Gathered, gather, unread
 from luthier.methods import method as method_of
 from luthier.models.load import Base
 from luthier.recipe import Recipe, Stages, read_any
@@ -201,6 +201,7 @@ def case_of(
     views = {
         name: family.view(rows, built, teach, schema, job.cache.rows, name) for name, rows in gathered.splits.items()
     }
+    gathered = unread(gathered, views, recipe)
     built.model.to(job.device)
     if not job.light:
         job.memory.start()

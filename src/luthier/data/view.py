@@ -42,6 +42,16 @@ class View:
         """Tokens of each row, or None where all rows cost the same."""
         return None if self.feature_kind == "pooled" else self.encoded.lengths
 
+    @property
+    def units(self) -> tuple[int, str]:
+        """How many of what are read, and cut where they are too long."""
+        return len(self), "rows"
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.encoded.lengths.max(initial=0))
+
     def place(self, position: int) -> str:
         """File and line that a row of the view came from."""
         origin = self.encoded.origin

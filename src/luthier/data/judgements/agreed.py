@@ -90,8 +90,8 @@ def agreed(judged: Judged, *, resamples: int = 1000, seed: int = 0) -> Agreed:
 
 def _reachable(agreement: Interval) -> Interval:
     """The ceiling, with the bounds of the agreement that it comes from."""
-    bounds = (verdicts.reachable(value) for value in (agreement.value, agreement.low, agreement.high))
-    return Interval(*bounds, agreement.level, agreement.resamples, agreement.skipped, agreement.method)
+    value, low, high = (verdicts.reachable(one) for one in (agreement.value, agreement.low, agreement.high))
+    return Interval(value, low, high, agreement.level, agreement.resamples, agreement.skipped, agreement.method)
 
 
 def compared(judged: Judged) -> tuple[Comparisons, list[list[float | None]], list[list[float | None]]]:

@@ -76,6 +76,11 @@ class JudgedView(View):
         )
 
     @property
+    def units(self) -> tuple[int, str]:
+        """Completions, with their prompts."""
+        return len(self.sizes), "completions"
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest row."""
         return int(self.apart[self.sizes > 0].max(initial=0))
