@@ -504,3 +504,48 @@ def test_a_loader_of_tasks_is_a_function_of_the_step(rows: Path, tinies: dict[st
         assert np.array_equal(step.ids, again.ids)
     assert isinstance(loader, TaskLoader)
     assert views(case).place(0).endswith(":2") or ":" in views(case).place(0)
+
+
+def test_a_folder_of_files_becomes_a_recipe_of_tasks(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from luthier.new import new
+
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("topic.csv", "score.csv", "reply.jsonl"):
+        shutil.copy(rows / name, folder / name)
+    shutil.copy(rows / "topic.csv", folder / "topic-test.csv")  # the test rows of a task, and no task
+    to = new(str(folder), None, "pocket", None, False)
+    recipe = read(to)
+    assert isinstance(recipe.method, MultitaskSettings)
+    found = {name: task.task for name, task in recipe.method.tasks.items()}
+    assert found == {"reply": "generate", "score": "regress", "topic": "classify"}
+    assert recipe.method.tasks["topic"].data.test == str((folder / "topic-test.csv").resolve())
+    assert recipe.method.matrix == "alone"
+    assert "task topic" in capsys.readouterr().out
+    assert new(str(folder), None, "pocket", None, False, keep=True) == to
+    (tmp_path / "one").mkdir()
+    shutil.copy(rows / "topic.csv", tmp_path / "one" / "topic.csv")
+    with pytest.raises(UserError, match="holds one task"):
+        new(str(tmp_path / "one"), None, "pocket", None, False)
+
+
+def test_heads_go_on_learning_in_a_later_run(rows: Path, tinies: dict[str, str], tmp_path: Path) -> None:
+    """LP-FT: the heads are probed on the frozen trunk, then everything moves from there; the first outputs are the probe's."""
+    train = {"steps": None, "epochs": 15.0, "lr": None}
+    probe = run(recipe_of(rows, tinies["llama"], "topic score", adapt="head", train=train), runs=tmp_path, name="probe", quiet=True)
+    told = recipe_of(rows, str(tmp_path / "probe"), "topic score kinds", adapt="full", train={"steps": 2, "lr": 1e-8, "head_lr": 1e-8})
+    later = run(told, runs=tmp_path, name="later", quiet=True)
+    before, after = probe.record["metrics"]["test"], later.record["metrics"]["test"]
+    for key in ("topic/accuracy", "topic/loss", "score/r2"):
+        assert after[key] == pytest.approx(before[key], rel=1e-3, abs=1e-4), key
+    assert all(line["passed"] for line in later.record["proofs"] if line["name"] != "moved")
+
+
+def test_a_run_starts_from_one_task(five: tuple[Path, dict[str, Any]], rows: Path) -> None:
+    folder, record = five
+    told = {
+        "model": str(folder / "tasks" / "topic"), "adapt": "lora", "data": {"train": str(rows / "topic.csv")},
+        "train": {"steps": 1, "max_length": 48, "precision": "fp32", "lr": 1e-9, "head_lr": 1e-9},
+    }  # fmt: skip
+    done = run(told, runs=folder.parent, name="from-topic", quiet=True).record
+    assert done["metrics"]["test"]["loss"] == pytest.approx(record["metrics"]["test"]["topic/loss"], rel=1e-3)

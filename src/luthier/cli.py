@@ -44,7 +44,7 @@ def demo(
 
 @app.command()
 def new(
-    file: Annotated[str, typer.Argument(help="your CSV, TSV, JSONL, JSON, Parquet or Arrow")],
+    file: Annotated[str, typer.Argument(help="your CSV, TSV, JSONL, JSON, Parquet or Arrow, or a folder of them")],
     to: Annotated[Path | None, typer.Option(help="where the recipe goes; beside the file when left out")] = None,
     model: Annotated[str, typer.Option(help="hub id, folder or pocket")] = "pocket",
     adapt: Annotated[str | None, typer.Option(help="head, last-n, lora or full; chosen when left out")] = None,

@@ -118,7 +118,7 @@ def backbone_of(recipe: Recipe, base: load.Base) -> Start:
         return Start(base, load.backbone(base, attention=recipe.model.attention), kept, told, folder, said)
     if told.family == "language" and told.stores == "head":
         said = (*said, "of which only the output layer over tokens had learned: it has no use here")
-    if told.stores == "head" and told.part is None:
+    if told.stores == "head" and told.part is None and told.family != "multitask":
         found, model = saved.started_from(told)
         _same_weights(model, told, recipe)
         return Start(replace(found, tokenizer=base.tokenizer), model, _as(told), told, folder, said)

@@ -25,12 +25,13 @@ from luthier.folder import Folder, replace_text
 from luthier.gather import Gathered, alone
 from luthier.methods.directions import RULES, TaskRule
 from luthier.methods.multitask import Lessons, Multitask, passes
-from luthier.models import joint
-from luthier.models.heads import TaskModel
+from luthier.models import joint, saved
+from luthier.models.heads import Head, TaskModel
 from luthier.models.load import Base
 from luthier.models.multitask import MultiTask
 from luthier.models.saved import ABOUT, About
 from luthier.recipe import Recipe, SupervisedSettings, write
+from luthier.start import model_folder
 from luthier.together import Matrix, directions, figures, interval_of, mean_of, naive, of_tasks, sentence
 from luthier.training import Case, Job
 
@@ -66,11 +67,32 @@ def build(recipe: Recipe, base: Base, teach: Multitask, schema: Lessons, max_len
             "nothing that they share learns.",
             where=recipe.where("method", "balance"), hint="Take balance: equal or uncertainty, or adapt: lora.",
         )  # fmt: skip
+    model.carried = _carry(recipe, told, heads)
+    said = (f"the heads of {', '.join(sorted(model.carried))} go on learning",) if model.carried else ()
     about = replace(
         made.about, task="multitask", labels=(), pooling="none", hidden=None, family="multitask", speech=None,
         tasks={name: asdict(one) for name, one in told.items()},
     )  # fmt: skip
-    return Built(model, base, about, made.parameters)
+    return Built(model, made.base, about, made.parameters, (*_trunks(made.said), *said), bool(heads) and model.carried == set(heads))
+
+
+def _trunks(said: tuple[str, ...]) -> tuple[str, ...]:
+    """What is told of the trunk; what one task's own last layer did is not."""
+    return tuple(one for one in said if "last layer" not in one)
+
+
+def _carry(recipe: Recipe, told: dict[str, About], heads: dict[str, Head]) -> frozenset[str]:
+    """Tasks of the same name, kind, labels and pooling in the run that this one starts from: their heads' weights."""
+    folder = model_folder(recipe.model.name)
+    if folder is None or saved.about(folder).family != "multitask":
+        return frozenset()
+    found = set()
+    for name, (before, head) in joint.heads_of(folder).items():
+        now = told.get(name)
+        if name in heads and now is not None and (now.task, now.labels, now.pooling) == (before.task, before.labels, before.pooling):
+            heads[name].load_state_dict(head.state_dict())
+            found.add(name)
+    return frozenset(found)
 
 
 def _alone(recipe: Recipe, schema: Lessons, name: str) -> Recipe:
@@ -93,7 +115,8 @@ def view(rows: TaskRows, built: Built, teach: Multitask, schema: Lessons, store:
 
 
 def _built(built: Built, name: str) -> Built:
-    return Built(built.model.tasks[name], built.base, joint.parts_of(built.about)[name], built.parameters)
+    carried = name in built.model.carried
+    return Built(built.model.tasks[name], built.base, joint.parts_of(built.about)[name], built.parameters, carried=carried)
 
 
 def rows(view: TaskViews, teach: Multitask, recipe: Recipe) -> int:

@@ -41,10 +41,11 @@ def settings_of(task: TaskSettings, kind: str, features: str) -> SupervisedSetti
         kind: of its rows.
         features: of the whole run.
     """
-    if task.task == "generate" or (task.task is None and kind in WRITTEN):
-        return SftSettings(kind="sft", **{key: getattr(task, key) for key in WRITTEN_KEYS})
-    labelled = {key: getattr(task, key) for key in LABELLED}
-    return SupervisedSettings.model_validate({"task": task.task, "features": features, **labelled})
+    writes = task.task == "generate" or (task.task is None and kind in WRITTEN)
+    said = {key: value for key in (WRITTEN_KEYS if writes else LABELLED) if (value := getattr(task, key)) is not None}
+    if writes:
+        return SftSettings.model_validate({"kind": "sft", **said})
+    return SupervisedSettings.model_validate({"task": task.task, "features": features, **said})
 
 
 @dataclass(frozen=True)

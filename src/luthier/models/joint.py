@@ -83,6 +83,13 @@ def read(folder: Path) -> tuple[MultiTask, About, load.Base]:
     return MultiTask(backbone.eval(), heads, poolings, writes).eval(), about, base
 
 
+def heads_of(folder: Path) -> dict[str, tuple[About, Head]]:
+    """The heads that a run left, for one that goes on from it."""
+    tensors = load_file(folder / "head.safetensors")
+    parts = parts_of(saved.about(folder))
+    return {name: (part, _head(name, tensors)) for name, part in parts.items() if part.family == "labels"}
+
+
 def _head(name: str, tensors: Mapping[str, torch.Tensor]) -> Head:
     own = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
     weight = own["output.weight"]

@@ -68,6 +68,7 @@ class MultiTask(nn.Module):
         self.head = nn.ModuleDict({str(number): head for number, head in enumerate(heads.values())})
         if balanced:
             self.head.register_parameter("log_variance", nn.Parameter(torch.zeros(len(self.names))))
+        self.carried: frozenset[str] = frozenset()  # tasks whose head goes on from an earlier run
         self._tasks: dict[str, Any] = {}
         writer = LanguageModel(backbone) if writes else None
         for name, head in heads.items():

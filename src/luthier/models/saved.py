@@ -137,13 +137,13 @@ def started_from(told: About) -> tuple[load.Base, nn.Module]:
 
 def tuned_backbone(folder: Path) -> tuple[load.Base, nn.Module]:
     """The backbone of an earlier run, its adapter merged; of a run that writes, what lies below its output layer."""
-    if about(folder).family == "multitask":
-        from luthier.models import joint
+    from luthier.models import joint
 
+    if about(folder).family == "multitask":
         return joint.trunk(folder, writes=False)
     if about(folder).family != "language":
         model, _, base = read(folder)
-        return base, bridge.merged(model.backbone)
+        return base, joint.body_of(bridge.merged(model.backbone))
     from luthier.models import spoken
 
     base, written = spoken.tuned(folder)

@@ -12,6 +12,7 @@ join       two columns that are one prompt
 base       what the base's own files tell: its tokenizer, its template, its longest row
 draft      how to adapt, what to hold out, the recipe and its comments
 beside     files for eval and test
+several    a folder of files, each of which is a task
 say        what is printed
 """
 
@@ -28,7 +29,8 @@ from luthier.new.guess import guess
 from luthier.new.join import join, joined_name
 from luthier.new.roles import Roles
 from luthier.new.sample import look, quoted, refuse_values
-from luthier.recipe import read, write
+from luthier.new.several import is_folder, several
+from luthier.recipe import MultitaskSettings, read, write
 
 __all__ = ["new"]
 
@@ -37,7 +39,8 @@ def new(file: str, to: Path | None, model: str, adapt: str | None, force: bool, 
     """Write a recipe for a data file and say what was found.
 
     Args:
-        file: .csv, .tsv, .jsonl, .json, .parquet, .arrow, an Arrow folder or a hub set.
+        file: .csv, .tsv, .jsonl, .json, .parquet, .arrow, an Arrow folder or a hub set; or a folder of such files, each
+            of which becomes a task of one recipe.
         to: where the recipe goes; beside the file when None.
         model: hub id, folder or "pocket".
         adapt: which parameters move; chosen by the rows per label when None.
@@ -59,7 +62,21 @@ def new(file: str, to: Path | None, model: str, adapt: str | None, force: bool, 
             f"{str(to)!r} exists already.",
             hint="--force writes over it, --to FILE.yaml puts the new one elsewhere.",
         )
-    sample = look(file)
+    if is_folder(path):
+        recipe, comments, said = several(path, to, model, adapt, lambda one: _drafted(one, to, model, None, force))
+        _write(to, f"# Written by 'luthier new' from {path}. Run it:  luthier tune {quoted(to)}\n" + write(recipe, comments))
+        print("\n".join([*said, f"adapt: {recipe.adapt.kind}", f"recipe: {to}", f"next:   luthier tune {quoted(to)}"]))
+        return to
+    drafted, said = _drafted(file, to, model, adapt, force)
+    head = f"# Written by 'luthier new' from {path.name} ({look(file).says}). Run it:  luthier tune {quoted(to)}\n"
+    _write(to, head + write(drafted.recipe, drafted.comments))
+    print("\n".join([*said, *say.chosen(drafted, to)]))
+    return to
+
+
+def _drafted(file: str, to: Path, model: str, adapt: str | None, force: bool) -> tuple[draft.Drafted, list[str]]:
+    """The recipe of one file, and what was found in it."""
+    path, sample = Path(file), look(file)
     columns = profile([row for _, row in sample.rows])
     if path.suffix.lower() in (".csv", ".tsv"):
         refuse_values([column.name for column in columns], path, columns)
@@ -67,15 +84,12 @@ def new(file: str, to: Path | None, model: str, adapt: str | None, force: bool, 
     if roles.joined:
         joined = join(path, roles, force)
         print(f"{path.name}: {' and '.join(roles.joined)} are one prompt: joined, a line each, in {joined}\n")
-        return new(str(joined), to, model, adapt, force)
+        return _drafted(str(joined), to, model, adapt, force)
     checked = draft.check(sample, roles)
     _refuse(checked, roles, file)
     others = beside(path, roles, checked, sample.whole)
     drafted = draft.draft(file, to, model, adapt, roles, checked, others.files, others.clean, sample.whole)
-    head = f"# Written by 'luthier new' from {path.name} ({sample.says}). Run it:  luthier tune {quoted(to)}\n"
-    _write(to, head + write(drafted.recipe, drafted.comments))
-    print("\n".join([*say.found(path, sample, columns, roles, checked), *others.said, *say.chosen(drafted, to)]))
-    return to
+    return drafted, [*say.found(path, sample, columns, roles, checked), *others.said]
 
 
 def _place(path: Path, to: Path | None) -> Path:
@@ -96,7 +110,10 @@ def _place(path: Path, to: Path | None) -> Path:
 
 
 def _kept(to: Path, path: Path) -> Path:
-    known = read(to).data.train
+    there = read(to)
+    known = there.data.train
+    if isinstance(there.method, MultitaskSettings):  # a folder of files: its own recipe lies beside it
+        known = str(Path(next(iter(there.method.tasks.values())).data.train).parent)
     if path.exists() and Path(known).resolve() not in (path.resolve(), joined_name(path).resolve()):
         raise UserError(
             f"The recipe {str(to)!r} is of other data: {known}.",

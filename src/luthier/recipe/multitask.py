@@ -22,7 +22,7 @@ def _given(settings: Settings) -> set[str]:
 
 
 class TaskSettings(Settings):
-    """One task: its rows, its metric, and what it predicts."""
+    """One task: its rows, its metric, and what it predicts. What is left out is as in the method that it would have alone."""
 
     task: Literal["classify", "multilabel", "regress", "tag", "generate"] | None = Field(
         None,
@@ -31,14 +31,16 @@ class TaskSettings(Settings):
     data: Data = Field(description="where the task's examples come from")
     metric: str | None = Field(None, description="the task's figure of merit; a name of METRICS or module:function")
     pooling: Literal["mean", "cls", "last"] | None = Field(None, description="of labels: how token states become one vector")
-    class_weights: Literal["none", "balanced"] | dict[str, Rate] = Field(
-        "none", description="of labels: weight of each class in the loss: none, balanced (inverse frequency), or a mapping"
+    class_weights: Literal["none", "balanced"] | dict[str, Rate] | None = Field(
+        None, description="of labels: weight of each class in the loss: none, balanced (inverse frequency), or a mapping"
     )
-    train_on: Literal["completion", "all", "last"] = Field("completion", description="of text: what is learned from")
+    train_on: Literal["completion", "all", "last"] | None = Field(None, description="of text: what is learned from")
     template: str | None = Field(None, description="of text: chat template, a built-in name or a .jinja file")
     overflow: Literal["truncate", "split", "error"] | None = Field(None, description="of text: a row beyond max_length")
-    samples: Annotated[int, Field(ge=0)] = Field(6, description="of text: prompts answered before and after, for the report")
-    new_tokens: Count = Field(64, description="of text: longest answer of a sample, in tokens")
+    samples: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="of text: prompts answered before and after, for the report"
+    )
+    new_tokens: Count | None = Field(None, description="of text: longest answer of a sample, in tokens")
 
     @model_validator(mode="after")
     def _own_keys(self) -> TaskSettings:
