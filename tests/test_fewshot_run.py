@@ -20,6 +20,7 @@ from luthier.methods import demonstrations
 from luthier.methods.calibration import calibrated, normalised, random_texts
 from luthier.models import load
 from luthier.prompt_or_tune import prompt_or_tune
+from luthier.prompted import write_prompts
 from luthier.recipe import read
 from luthier.run import run
 
@@ -347,9 +348,77 @@ def test_prompt_or_tune_is_one_table_that_goes_on(base: str, easy: Path, tmp_pat
     table = (tmp_path / "table" / "table.md").read_text(encoding="utf-8")
     assert "| k-shot |" in table
     assert "is best." in table
-    prompt = json.loads((tmp_path / "table" / "k-shot-9-s0" / "run.json").read_text(encoding="utf-8"))["prompts"]["example"]
+    prompt = json.loads((tmp_path / "table" / "k-shot-9-s0" / "run.json").read_text(encoding="utf-8"))["prompts"][
+        "example"
+    ]
     assert prompt.count("L:") == 4
     again = prompt_or_tune(recipe, counts=[9, 500], ways=ways, runs=tmp_path, name="table", quiet=True)
     assert [cell["mean"] for cell in again["cells"]] == [cell["mean"] for cell in told["cells"]]
     with pytest.raises(UserError, match="There is no way 'tune'"):
         prompt_or_tune(recipe, ways=["tune"], runs=tmp_path, quiet=True)
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_draws_that_are_there(
+    base: str, easy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.errors import Interrupted
+    from luthier.models.scoring import Scorer
+
+    calls, original = 0, Scorer.__call__
+
+    def failing(self: Scorer, *arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:  # two calls are the trial's
+            raise Interrupted("Stopped by a test.")
+        return original(self, *arguments, **options)
+
+    recipe = {
+        "model": base, "method": {"kind": "fewshot", "shots": 2, "draws": 3, "instruction": "Only for this test."},
+        "data": {"train": str(easy)}, "train": {"precision": "fp32", "device": "cpu"},
+    }  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "__call__", failing)
+        with pytest.raises(Interrupted):
+            run(recipe, runs=tmp_path, name="stopped", quiet=True)
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text(encoding="utf-8"))["status"] == "interrupted"
+    record = run(recipe, runs=tmp_path, name="stopped", resume=True, quiet=True).record
+    assert record["status"] == "done"
+    assert 0 < record["prompts"]["kept"] < record["prompts"]["queries"]
+
+
+def test_another_encoder_may_tell_what_is_near(base: str, tinies: dict[str, str], easy: Path, tmp_path: Path) -> None:
+    own = few(base, easy, tmp_path, "own", select="nearest", shots=2, draws=1)
+    other = few(base, easy, tmp_path, "other", select="nearest", shots=2, draws=1, features=tinies["bert"])
+    assert own["prompts"]["example"] != other["prompts"]["example"]
+
+
+def test_demonstrations_may_be_turns_of_a_conversation(base: str, repository: Path) -> None:
+    tokenizer = load.find(base).tokenizer
+    tokenizer.chat_template = (repository / "tests/templates/chatml.jinja").read_text(encoding="utf-8")
+    prompt = prompt_of("text,label", False, template=None, separator="\n\n", instruction="Sort.", words={}, chat=True)
+    spelled = Spelled(tokenizer, prompt, 999, Speech(2**30))
+    (ids,), _, _ = spelled.contexts([([{"text": "rain", "label": "wet"}], {"text": "sun", "label": ""})], 4)
+    text = tokenizer.decode(ids)
+    assert [text.count(word) for word in ("<|im_start|>", "Sort.", "rain", "wet", "sun")] == [5, 1, 1, 1, 1]
+    assert text.rstrip().endswith("assistant")
+    assert tokenizer.decode(spelled.answers(["wet"])[0]) == "wet"
+
+
+def test_the_prompts_of_a_run_can_be_written_out(base: str, answers: Path, tmp_path: Path) -> None:
+    few(base, answers, tmp_path, "texts", shots=2, new_tokens=4)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "who?"}) + "\n", encoding="utf-8")
+    assert write_prompts("texts", str(prompts), tmp_path / "whole.jsonl", runs=tmp_path) == 1
+    (line,) = (tmp_path / "whole.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["prompt"].count("Input:") == 3
+    assert json.loads(line)["prompt"].endswith("Input: who?\nOutput:")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fewshot", "setfit"])
+def test_the_example_recipes_run(name: str, repository: Path, tmp_path: Path) -> None:
+    data = repository / "src/luthier/demo/library.csv"
+    sets = [f"data.train={data}", *(["method.draws=1"] if name == "fewshot" else ["method.pairs=2"])]
+    record = run(repository / "examples" / f"{name}.yaml", sets=sets, runs=tmp_path, name=name, quiet=True).record
+    assert record["metrics"]["test"]["accuracy"] > record["baselines"]["majority"]["accuracy"] - 0.2

@@ -97,3 +97,30 @@ def open_prompted(
         told["seed"], work, about.attention, None if told["per_item"] else list(range(len(pool))), told["blank"],
     )  # fmt: skip
     return Prompted(folder, recipe, about, prompter, int(told["draw"]))
+
+
+def write_prompts(run: str | Path, file: str, to: Path, runs: Path = run_folder.DEFAULT_RUNS) -> int:
+    """Put a run's demonstrations before the prompts of a file: a .jsonl of whole prompts, for rollouts of `method: ppo`.
+
+    Returns:
+        How many prompts were written.
+
+    Raises:
+        UserError: for a run that writes nothing, or whose prompts are conversations.
+    """
+    from luthier.data import memory
+
+    opened = open_prompted(run_folder.find(run, runs))
+    prompter = opened.prompter
+    if opened.about.task != "generate" or prompter.prompt.chat:
+        raise UserError(f"The run {str(run)!r} has no plain text before a prompt: it is for prompts with completions.")
+    rows = memory.load_unlabelled(file, opened.recipe.data, prompter.work.cache.rows, "prompt,completion")
+    items = [{"prompt": str(rows.row(at)["prompt"])} for at in range(len(rows))]
+    asks = list(zip(prompter.chosen(items, opened.draw), items, strict=True))
+    _, dropped = prompter.contexts(asks, prompter.settings.new_tokens)
+    lines = []
+    for (which, item), lost in zip(asks, dropped, strict=True):
+        text = prompter.prompt.text([prompter.pool[at] for at in which[lost:]], item)
+        lines.append(json.dumps({"prompt": text}, ensure_ascii=False) + "\n")
+    run_folder.replace_text(to, "".join(lines))
+    return len(lines)
