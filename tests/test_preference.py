@@ -324,3 +324,20 @@ def test_an_answer_that_was_cut_is_not_taught_to_end(base: str, tmp_path: Path) 
     end = load.find(base).tokenizer.eos_token_id
     ends = [end in batch["targets"][batch["piece"] == piece].tolist() for piece in range(6)]
     assert ends == [False, True, True, True, True, False]
+
+
+def test_the_examples_are_recipes(repository: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    from luthier.judges import judge_of
+    from luthier.recipe import read
+
+    rows = tmp_path / "rankings.jsonl"
+    subprocess.run([sys.executable, str(repository / "examples/judgements/make.py"), str(rows)], check=True)
+    for name in ("preference", "rounds"):
+        recipe = read(repository / "examples" / f"{name}.yaml", [f"data.train={rows}"])
+        assert len(rows.read_text(encoding="utf-8").splitlines()) > 100
+        assert recipe.method.kind == "preference"
+    judge = judge_of(f"{repository / 'examples' / 'brief.py'}:brief")
+    assert judge.scores(["Where?"], [["Here.", "Over there, I think"]])[0].tolist() == pytest.approx([0.95, -0.19])

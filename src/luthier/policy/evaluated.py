@@ -68,7 +68,8 @@ def evaluate(
     template = (about.speech or {}).get("template")  # the text of a template whose file may be gone
     teach = method_of(recipe.method.model_copy(update={"template": template}))
     schema = _schema(built, teach, rows, folder.record())
-    view = preference.view(rows, built, teach, schema, Cache().rows, "evaluate")
+    most = (about.speech or {})["judgements"]["most_faulty"]
+    view = preference.read(rows, built, teach, schema, Cache().rows, most)
     with Stop() as stop:
         runner = Runner(device, about.precision, LIMIT, stop, Console(quiet), overhead(built.parameters, base, device))
         tuned = scoring.sums(built.model, view, runner, view.forms, "tuned")
