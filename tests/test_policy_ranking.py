@@ -134,5 +134,5 @@ def test_a_line_a_judgement_is_kept(base: str, rankings: Path, tmp_path: Path) -
     done = tune(base, {"kind": "ranking"}, rankings, tmp_path, "kept", steps=2)
     lines = [json.loads(line) for line in (done.folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == done.record["data"]["test"]["rows"]
-    assert {"text", "completions", "ranks", "rater", "right", "margin"} <= set(lines[0])
+    assert {"text", "target", "completions", "ranks", "rater", "right", "margin"} <= set(lines[0])
     assert len(lines[0]["completions"]) == 4

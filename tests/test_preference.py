@@ -200,6 +200,14 @@ def test_a_run_is_used_as_any_that_writes(base: str, files: dict[str, Path], tmp
     assert done.record["preference"]["drift"]["kl"] > 0
 
 
+@pytest.mark.slow
+def test_a_run_is_exported_and_checked(base: str, files: dict[str, Path], tmp_path: Path) -> None:
+    from luthier.export import export
+
+    tune(base, {"kind": "preference", "loss": "simpo"}, files["pairs"], tmp_path, "out", "lora")
+    assert (export("out", runs=tmp_path, quiet=True) / "config.json").is_file()
+
+
 def test_a_fall_of_both_is_told_with_the_remedy() -> None:
     class Case:
         class teach:

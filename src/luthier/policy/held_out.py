@@ -240,7 +240,7 @@ def _lines(case: Case, rows: Any, found: Preferred) -> None:
         known = bool(found.known[number] > 0)
         lines.append({
             "row": rows.place(number).rpartition(":")[2], "text": spelled(about.prompt),
-            "completions": [spelled(about.completions[at]) for at in seen.completions],
+            "target": spelled(_best(rows, seen.item)), "completions": [spelled(about.completions[at]) for at in seen.completions],
             "ranks": [_plain(rank) for rank in seen.ranks], "rater": seen.rater,
             "right": float(found.right[number]) if known else None, "margin": float(found.gap[number]) if known else None,
             "chosen": _plain(found.chosen[number]) if known else None,
