@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tiny
 from luthier.data import sources
@@ -538,3 +540,29 @@ def test_a_run_refuses_what_only_the_tokens_show(tmp_path: Path) -> None:
     told = run(recipe | {"data": judgements}, runs=tmp_path / "runs", name="lenient", quiet=True).record["warnings"]
     assert any("equal once they are tokens" in one and "max_length" in one for one in told)
     assert any("train completions were cut to 32 tokens" in one for one in told)
+
+
+KEYS = ["role", "content", "from", "value", "text", "rank", "score", "response"]
+ODD = ["[", "[1]", '[{"role": "user"}]', "user", "assistant", "human"]
+CELLS = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 20) | st.floats() | st.text(max_size=6) | st.sampled_from(ODD),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("kind", JUDGED)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_stands_in_a_row_it_is_a_judgement_or_a_bad_row(kind: str, data: st.DataObject) -> None:
+    record = RECORDS[kind]
+    columns = [*record.needs, *data.draw(st.lists(st.sampled_from(record.also), max_size=4, unique=True))]
+    row = {column: data.draw(CELLS, label=column) for column in columns}
+    try:
+        found = record.parse(row, None)
+    except BadRow:
+        return
+    assert len(found["values"]) == len(found["completions"])
+    rows = from_memory([row], record, kind, Data(train="memory"))
+    assert rows.row(0)["completions"] == found["completions"]
+    judge(rows)

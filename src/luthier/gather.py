@@ -22,6 +22,7 @@ from luthier.recipe import Data, Judgements, MultitaskSettings, Recipe
 
 MOST_GENERAL = 500  # rows of replayed text that are set aside to measure on
 BY_HASH = "by hash of the text, stratified by label where there are labels"
+BY_PROMPT = "by hash of the prompt"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Gathered:
 
     Attributes:
         splits: "train", and "eval" and "test" where there are any.
-        how: "given", or BY_HASH.
+        how: "given", BY_HASH or BY_PROMPT.
         warnings: sentences for the report.
         general: text on which is measured what was forgotten, or None.
     """
@@ -66,7 +67,7 @@ def gather(recipe: Recipe, store: Path) -> Gathered:
         if rows.skipped
     ]
     if "eval" not in splits:
-        how = BY_HASH
+        how = BY_PROMPT if splits["train"].kind in JUDGED else BY_HASH
         shares = {"eval": data.hold_out.eval} | ({} if "test" in splits else {"test": data.hold_out.test})
         splits |= _hold_out(splits["train"], {name: share for name, share in shares.items() if share > 0}, recipe.seed)
     if "eval" not in splits and "test" not in splits:

@@ -86,7 +86,7 @@ def _role(role: Any) -> str:
 
 def _sharegpt(told: Mapping[str, Any], where: str) -> Message:
     who = told["from"]
-    if who not in SHAREGPT:
+    if not isinstance(who, str) or who not in SHAREGPT:
         raise BadRow(f"{where}: from {who!r} is not known, expected {' | '.join(SHAREGPT)}")
     rest = {key: value for key, value in told.items() if key not in ("from", "value", "weight")}
     return {"role": SHAREGPT[who], **({"content": told["value"]} if "value" in told else {}), **rest}

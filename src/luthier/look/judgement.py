@@ -13,7 +13,7 @@ import numpy as np
 
 from luthier.data.examples import Rows
 from luthier.data.judgements.agreed import Agreed, agreed
-from luthier.data.judgements.faults import CONTRADICTS, OUTLIER, faults
+from luthier.data.judgements.faults import CONTRADICTS, OUTLIER, SAYS, faults
 from luthier.data.judgements.judged import Judged, judge
 from luthier.data.judgements.records import CUT, FORMS
 from luthier.data.judgements.view import JudgedView, judged_view
@@ -125,7 +125,7 @@ def _faults(judged: Mapping[str, Judged], most: float) -> list[Finding]:
         stays = "they stand" if kind in (CONTRADICTS, OUTLIER) else "left out"
         places = tuple((part.place(at), short(part.text(at))) for part, at in listed[:MOST])
         hint = f"More than {100 * most:g} % of the rows have a fault: a run refuses them." if level == "bad" else ""
-        found.append(Finding(kind, level, len(listed), f"{plural(len(listed), 'row')}, {stays}: {kind}.", places, hint))
+        found.append(Finding(kind, level, len(listed), f"{plural(len(listed), 'row')}, {stays}: each {SAYS[kind]}.", places, hint))
     return found or [Finding("faults", "good", 0, "Every row says something, and nobody contradicts themself.")]
 
 

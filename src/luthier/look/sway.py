@@ -19,11 +19,8 @@ def measures(told: Agreed) -> tuple[Measure, ...]:
     """The figures that can be told, in the order in which they are read."""
     named = [
         ("agreement of two people", told.pairwise, "share of pairs that two of them put the same way round"),
-        (
-            "human ceiling",
-            told.ceiling,
-            "share of verdicts that are those of the others' majority: a model can't do better",
-        ),
+        ("agreement with the others", told.majority, "share of verdicts that are those of the others' majority"),
+        ("human ceiling", told.ceiling, "what a model that knows people's taste is right on, by how far two agree"),
         ("Krippendorff's alpha", told.alpha, "of worse, tied, better: 0 is chance, 1 is full agreement"),
         ("Kendall's W", told.w, "of rankings of three and more; it falls with the number of raters"),
         ("rank correlation", told.correlation, "of two people's rankings, whatever their number"),

@@ -57,6 +57,7 @@ OWN = """
   white-space: pre-wrap; background: var(--code); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px;
   margin: 8px 0 0; } .said-as b { font-weight: 400; background: var(--learn); border-radius: 3px; }
 .sizes.spread { max-width: 520px; } .measures td:nth-child(2) { font-weight: 600; }
+.measures :is(td, th):nth-child(4) { text-align: left; color: var(--soft); }
 .t.unknown { background: var(--bad); color: var(--card); }
 .t.lost { text-decoration: line-through; opacity: .55; } .t.apart { margin-left: .5em; } .t i { opacity: .4; font-style: normal; }
 .gap { color: var(--soft); font-size: 13px; padding: 0 6px; } .tag { color: var(--soft); font-size: 11.5px; padding: 0 3px; }
