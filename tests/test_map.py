@@ -17,6 +17,7 @@ from luthier.data import sources
 from luthier.data.render import Speech, encode_language
 from luthier.demo import demo
 from luthier.demo.show import rows_of
+from luthier.engine.cache import Cache
 from luthier.models import load
 from luthier.models.language import LanguageModel
 from luthier.models.selftest import bundles_hold
@@ -68,6 +69,7 @@ def measured(shown: tuple[Path, dict[str, Any]]) -> dict[str, float]:
         "lora-state": lines["full"]["state"] / lines["lora"]["state"],
         **written(to),
         **attached(),
+        **prompted(to),
     }
 
 
@@ -84,6 +86,19 @@ def written(to: Path) -> dict[str, float]:
         "answers-only": float(np.sum(np.asarray(encoded.learn)[np.asarray(encoded.branch) == 0])),
         "answers-gain": record["baselines"]["base"]["loss"] - record["metrics"]["test"]["loss"],
         "prompt-once": bundles_hold(LanguageModel(load.causal(base))).error,
+    }
+
+
+def prompted(to: Path) -> dict[str, float]:
+    """Of the example recipe for few-shot learning, on the demo's rows."""
+    sets = [f"data.{name}={to / 'data' / name}.csv" for name in ("train", "eval")]
+    record = run(
+        ROOT / "examples/fewshot.yaml", sets=[*sets, "method.draws=1"], runs=to / "runs", name="shots", quiet=True,
+        cache=Cache(to / "cache"),
+    ).record  # fmt: skip
+    return {
+        "shots-still": float(record["adapt"]["trainable"]),
+        "shots-once": record["prompts"]["naive"] / record["prompts"]["read"],
     }
 
 
