@@ -34,12 +34,12 @@ RULES = Path(__file__).parent / "ppo_rules.py"
 WORK = sets.WORK / "ppo"
 STORIES = str(sets.SHARED / "models" / "stories260k")
 SEEDS = (0, 1, 2)
-NEW, STEPS, BATCH = 40, 256, 64
+NEW, STEPS, BATCH = 40, 96, 64
 ROLLOUT: dict[str, dict[str, Any]] = {
     "ppo": {"prompts": 128}, "grpo": {"prompts": 16, "samples": 8}, "rloo": {"prompts": 32, "samples": 4},
     "reinforce": {"prompts": 64},
 }  # fmt: skip
-RATE = {"ppo": 2e-3, "grpo": 2e-3, "rloo": 2e-3, "reinforce": 2e-3}
+RATE = {"ppo": 3e-4, "grpo": 5e-4, "rloo": 5e-4, "reinforce": 5e-4}
 Cell = tuple[str, Callable[[], dict[str, Any]]]
 
 
@@ -61,7 +61,7 @@ def recipe(method: dict[str, Any], seed: int, **train: Any) -> dict[str, Any]:
     return {
         "model": STORIES, "adapt": "lora", "method": told, "seed": seed,
         "data": {"train": str(prompts()), "hold_out": {"eval": 0.12, "test": 0.12}},
-        "train": {"steps": STEPS, "batch_size": BATCH, "lr": RATE[kind], "eval_every": 16, "precision": "fp32", "threads": 1,
+        "train": {"steps": STEPS, "batch_size": BATCH, "lr": RATE[kind], "eval_every": 4, "precision": "fp32", "threads": 1,
                   "max_length": 128} | train,
     }  # fmt: skip
 
@@ -90,7 +90,7 @@ def tuned(made: dict[str, Any], name: str) -> dict[str, Any]:
 
 def frontier(kind: str, seed: int) -> dict[str, Any]:
     """A method on the reward that can be gamed."""
-    method = {"kind": kind, "reward": f"{RULES}:happy", "kl": {"coef": 0.05}}
+    method = {"kind": kind, "reward": f"{RULES}:happy", "kl": {"coef": 0.1}}
     return tuned(recipe(method, seed), f"frontier/{kind}/{seed}")
 
 
@@ -170,7 +170,7 @@ def dpo(seed: int) -> dict[str, Any]:
     made = {
         "model": STORIES, "adapt": "lora", "method": {"kind": "preference", "loss": "dpo", "beta": 0.1}, "seed": seed,
         "data": {"train": str(file), "hold_out": {"eval": 0.1, "test": 0.1}},
-        "train": {"steps": STEPS, "batch_size": 32, "lr": RATE["ppo"] / 2, "precision": "fp32", "threads": 1, "max_length": 128},
+        "train": {"steps": STEPS, "batch_size": 32, "lr": 1e-3, "precision": "fp32", "threads": 1, "max_length": 128},
     }  # fmt: skip
     name = f"frontier/dpo/{seed}"
     found = tuned(made, name)

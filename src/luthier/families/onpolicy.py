@@ -193,6 +193,8 @@ def evaluation(case: Case) -> Callable[[], Mapping[str, float]] | None:
     def judge() -> dict[str, float]:
         found = tried(crew, rows)
         values = metrics.values("policy", found) | {"loss": -float(found.reward.mean())}
+        if found.gold is not None:
+            values["gold_error"] = float(found.gold.std() / max(1, len(found)) ** 0.5)
         if name not in values:
             with np.errstate(all="ignore"):
                 values[name] = float(case.metric[1].function(found)(np.ones((1, len(found))))[0])

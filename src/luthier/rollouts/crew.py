@@ -107,7 +107,7 @@ class Crew:
 
     def keep_probe(self, buffer: Buffer, start: bool = True) -> None:
         """Keep a few completions, and of the starting model how likely it finds them."""
-        few = trial.first(buffer, 8)
+        few = trial.first(buffer, 4)
         if not start:
             self.probes["now"] = few
         elif "start" not in self.probes:
@@ -129,7 +129,7 @@ class Crew:
         rows, tokens, lengths = (np.array(told[name], dtype=np.int64) for name in ("rows", "tokens", "lengths"))
         score = torch.zeros(len(lengths), dtype=torch.float64)
         self.probes |= {
-            "start": Buffer(rows, 1, prompt, tokens, lengths, score),
+            "start": Buffer(rows, len(lengths) // len(rows), prompt, tokens, lengths, score),
             "reference": torch.tensor(told["reference"]),
         }
 

@@ -105,13 +105,18 @@ def _collapse(lines: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _hacking(lines: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> str | None:
     """The judge that is learned from is happier, and the one that is not is less happy than it was at its best."""
-    gold = [float(line["eval/gold"]) for line in evaluations if "eval/gold" in line]
-    proxy = [float(line["eval/reward"]) for line in evaluations if "eval/gold" in line]
+    seen = [line for line in evaluations if "eval/gold" in line]
+    gold, proxy = ([float(line[f"eval/{name}"]) for line in seen] for name in ("gold", "reward"))
     remedy = (
         "Raise method.kl.coef, take an ensemble's worst member (method.combine: worst), or keep the checkpoint of the best gold "
         "figure (train.metric: gold)."
     )
-    if len(gold) >= 3 and proxy[-1] > proxy[0] and gold[-1] < max(gold[:-1]) - 0.25 * (max(gold) - min(gold)):
+    noise = max((float(line.get("eval/gold_error", 0.0)) for line in seen), default=0.0)
+    if (
+        len(gold) >= 3
+        and proxy[-1] > proxy[0]
+        and max(gold[:-1]) - gold[-1] > max(0.25 * (max(gold) - min(gold)), 3 * noise)
+    ):
         return (
             f"Reward hacking: the reward rose from {proxy[0]:.3g} to {proxy[-1]:.3g} while the gold judge fell from {max(gold):.3g} "
             f"to {gold[-1]:.3g}. {remedy}"

@@ -1,4 +1,6 @@
-"""A policy tried on prompts: one seeded completion each, judged, with its KL to the starting model.
+"""A policy tried on prompts: seeded completions of each, judged, with their KL to the starting model.
+
+A prompt has one completion, or on few prompts several, so that about a hundred are judged.
 
 The noise of a prompt is the same at every trial of a run, so that what differs between two trials is the policy.
 """
@@ -22,6 +24,7 @@ from luthier.rollouts.prompts import PromptView
 if TYPE_CHECKING:
     from luthier.rollouts.crew import Crew
 
+FEWEST, MOST = 96, 8  # completions of a trial; of one prompt
 PIECE = 256  # completions that are sampled between two looks at the stop
 
 
@@ -59,22 +62,20 @@ def sampled(
 
 
 def tried(crew: Crew, view: PromptView, what: str = "", *, start: bool = False) -> Sampled:
-    """Every prompt of a view once."""
+    """Every prompt of a view; each figure is the mean over a prompt's completions."""
     rows = np.arange(len(view))
-    texts, answers = sampled(crew, view, rows, what, start=start)
+    each = min(MOST, -(-FEWEST // len(view)))
+    texts, answers = sampled(crew, view, rows, what, start=start, samples=each)
     asked = [view.asked(at) for at in range(len(view))]
     scored = crew.scoring(asked, texts, view.place)
     gold = None if crew.gold is None else crew.gold(asked, texts, view.place).total.mean(1)
     buffer = buffer_of(rows, view.ids, [[answer.tokens for answer in several] for several in answers])
-    if start:
-        kl = np.zeros(len(view))
-        crew.keep_probe(buffer)
-    else:
-        kl = kl_of(crew, buffer)
-        crew.keep_probe(buffer, False)
+    crew.keep_probe(buffer, start)
+    kl = np.zeros(len(view)) if start else kl_of(crew, buffer).reshape(-1, each).mean(1)
+    length = buffer.lengths.reshape(-1, each).mean(1)
     parts = {name: values.mean(1) for name, values in scored.parts.items()}
     prompts = [view.shown(at) for at in range(len(view))]
-    return Sampled(prompts, texts, scored.total.mean(1), kl, buffer.lengths.astype(np.float64), gold, parts)
+    return Sampled(prompts, texts, scored.total.mean(1), kl, length, gold, parts)
 
 
 def kl_of(crew: Crew, buffer: Buffer) -> np.ndarray:
