@@ -275,6 +275,29 @@ def test_look_reads_prompts(room: Path) -> None:
     assert {split.name for split in found.splits} == {"train", "eval", "test"}
 
 
+def test_stages_are_compared_by_the_judge_that_is_named(room: Path, tmp_path: Path) -> None:
+    demos = tmp_path / "demos.jsonl"
+    rows = [{"prompt": row["text"][:20], "completion": " aaa a"} for row in tiny.easy_rows(60)]
+    demos.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rest = recipe(room, "grpo", {"steps": 2}, gold=f"{room / 'rules.py'}:gold")
+    sft = {"kind": "sft", "samples": 4, "new_tokens": 6}
+    made = {
+        "model": rest["model"], "adapt": "lora", "stages": [
+            {"name": "sft", "method": sft, "data": {"train": str(demos)}, "train": {"steps": 3, "max_length": 64}},
+            {"name": "policy", "model": "sft", "method": rest["method"], "data": rest["data"], "train": rest["train"]},
+        ],
+    }  # fmt: skip
+    record = tuned(made, tmp_path, name="whole")
+    told = {one["name"]: one["wins"] for one in record["stages"]}
+    assert [(one["judge"].partition(":")[0], one["against"]) for one in told["policy"]] == [
+        ("reward", "sft"),
+        ("gold", "sft"),
+    ]
+    assert told["sft"][0]["prompts"] == 4
+    assert told["sft"][0]["judge"].endswith("rules.py:gold")
+    assert "Who wins" in (tmp_path / "whole" / "report.html").read_text("utf-8")
+
+
 @pytest.mark.slow
 def test_the_example_runs(repository: Path, tmp_path: Path) -> None:
     """The whole of RLHF by one file, offline: three stages, one report; each stage is better than what it started from."""

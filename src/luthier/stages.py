@@ -22,9 +22,11 @@ from luthier.engine.log import Console
 from luthier.errors import Interrupted, UserError
 from luthier.evaluate.page import whole
 from luthier.folder import Folder, now, replace_text
+from luthier.judges import judge_of
 from luthier.models import load
 from luthier.recipe import Recipe, Stage, Stages
 from luthier.recipe.stages import resolved, taught_by, written
+from luthier.rollouts import wins
 from luthier.run import Result, run
 
 STALE = "stale"  # the word for `rerun` that means every stage that is
@@ -93,6 +95,7 @@ def run_stages(
             for number, stage in enumerate(stages.stages, 1):
                 work.console.say(f"stage {number} of {len(stages.stages)}: {stage.name}")
                 _stage(work, stage, stage.name in rerun, cache or Cache(), quiet)
+            _wins(work)
             work.record |= {"status": "done", "error": None, "finished": now()}
         except BaseException as error:
             stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
@@ -252,6 +255,22 @@ def _stage(work: Whole, stage: Stage, asked: bool, cache: Cache, quiet: bool) ->
     seconds = sum(one.get("time", {}).get("seconds", 0.0) for one in work.record["stages"])
     work.record["time"] = {"seconds": seconds}
     work.keep()
+
+
+def _wins(work: Whole) -> None:
+    """How often each stage that writes is preferred to what it started from, by the judge that the last taught stage names.
+
+    A judge that nobody learned from (`gold`) goes before the one that teaches.
+    """
+    taught = [resolved(stage, work.folder.path).method for stage in work.stages.stages]
+    spec = next((told for one in taught[::-1] if (told := getattr(one, "gold", None) or getattr(one, "reward", None))), None)
+    judge = None
+    for stage in work.stages.stages if spec else ():
+        noted, record = work.noted(stage.name), work.of(stage.name).record()
+        samples = [one for one in record.get("samples") or [] if {"prompt", "base", "tuned"} <= one.keys()]
+        if samples and not noted.get("wins"):
+            judge = judge or judge_of(spec, runs=work.folder.path)
+            noted["wins"] = [wins.of_samples(judge, Path(stage.recipe.model.name).name, samples)]
 
 
 def _figures(folder: Folder) -> dict[str, Any]:

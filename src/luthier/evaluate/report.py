@@ -243,9 +243,6 @@ def render(run: Run) -> str:
     record = run.record
     title = plain(f"{record.get('name') or who(record)}: Luthier report")
     parts = (*own_parts(record), *PARTS)
-    own = JUDGED if is_judged(record) else LABELLED
-    own = WRITTEN if is_written(record) else TAUGHT if policies.is_taught(record) else own
-    parts = (*own, *PARTS)
     body = top(run) + "".join(guarded(build, run) for build in parts)
     made = f"Written by Luthier {shown(record['luthier'])}." if record.get("luthier") else "Written by Luthier."
     return PAGE.format(policy=POLICY, title=title, style=STYLE, body=body, made=made)

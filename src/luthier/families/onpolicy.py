@@ -28,11 +28,10 @@ from luthier.models import spoken
 from luthier.models.actor import Actor
 from luthier.models.load import Base
 from luthier.recipe import Recipe
-from luthier.rollouts import health, yardstick
+from luthier.rollouts import health, wins, yardstick
 from luthier.rollouts.crew import Crew, crew_of
 from luthier.rollouts.prompts import PromptView
 from luthier.rollouts.trial import sampled, tried
-from luthier.statistics.bootstrap import bootstrap_weighted
 from luthier.training import Case
 
 MOST = 32  # prompts of the yardstick
@@ -234,7 +233,7 @@ def _headline(case: Case, record: dict[str, Any], rows: PromptView, found: Sampl
     before = from_told(record.pop("start_rows"))
     gains = metrics.compare("policy", before, found, {})
     record["difference"] = {name: [one.value, one.low, one.high] for name, one in gains.items()}
-    record["wins"] = wins(before, found, case)
+    record["wins"] = won_by(before, found, case)
     lines = []
     for at in range(len(rows)):
         line = {
@@ -248,24 +247,15 @@ def _headline(case: Case, record: dict[str, Any], rows: PromptView, found: Sampl
     replace_text(case.job.folder.predictions, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def wins(before: Sampled, after: Sampled, case: Case) -> list[dict[str, Any]]:
-    """Share of prompts whose completion a judge prefers to that of the starting model, ties half, with its interval."""
+def won_by(before: Sampled, after: Sampled, case: Case) -> list[dict[str, Any]]:
+    """Against the starting model, by the judges that are learned from and by the one that is not."""
     found, judges = [], case.kept.judges()
     for name in ("reward", "gold"):
         one, two = getattr(before, name), getattr(after, name)
-        if one is None or two is None:
-            continue
-        (share,) = bootstrap_weighted(_share((two > one) + 0.5 * (two == one)), len(one))
-        names = " + ".join(Path(judge).name for judge in judges[name])
-        found.append({
-            "judge": f"{name}: {names}", "against": Path(case.recipe.model.name).name, "prompts": len(one),
-            "rate": share.value, "interval": [share.low, share.high],
-        })  # fmt: skip
+        if one is not None and two is not None:
+            names = " + ".join(Path(judge).name for judge in judges[name])
+            found.append(wins.line(f"{name}: {names}", Path(case.recipe.model.name).name, one, two))
     return found
-
-
-def _share(won: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda weights: (weights @ won / weights.sum(-1))[:, None]
 
 
 def after(case: Case) -> None:
