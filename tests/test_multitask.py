@@ -549,3 +549,13 @@ def test_a_run_starts_from_one_task(five: tuple[Path, dict[str, Any]], rows: Pat
     }  # fmt: skip
     done = run(told, runs=folder.parent, name="from-topic", quiet=True).record
     assert done["metrics"]["test"]["loss"] == pytest.approx(record["metrics"]["test"]["topic/loss"], rel=1e-3)
+
+
+def test_a_trial_of_a_search_writes_no_folders(rows: Path, tinies: dict[str, str], tmp_path: Path) -> None:
+    case = case_for(recipe_of(rows, tinies["bert"], "topic score"), tmp_path / "trial")
+    case.job.light = True
+    del case.job.record["name"]
+    judge = multitask.evaluation(case)
+    assert judge is not None
+    assert {"score", "topic/accuracy", "score/r2", "loss"} <= set(judge())
+    assert not (tmp_path / "trial" / "tasks").exists()

@@ -42,6 +42,7 @@ from luthier.recipe import Recipe, Stages, read_any
 from luthier.recipe.stages import probe_then_tune
 from luthier.training import Case, Job, metric_of
 
+GO_ON = " Go on with the same command and --resume."
 FEWEST_STEPS, MOST_EPOCHS = 150, 25  # of a run whose recipe names neither steps nor epochs
 MAX_LENGTH = 512  # tokens, where the recipe says nothing
 
@@ -118,8 +119,9 @@ def run(
 
 def _told(error: BaseException, path: Path) -> BaseException:
     """An interruption says how to go on; a disk that is full, wherever it was met, is no defect."""
-    if isinstance(error, Interrupted):
-        return Interrupted(f"{error.resume} Go on with the same command and --resume.")
+    if isinstance(error, Interrupted):  # a run inside another (each task alone) has said it already
+        said = error.resume.removesuffix(GO_ON)
+        return Interrupted(f"{said}{GO_ON}")
     return unwritable(path, error) if isinstance(error, Exception) else error
 
 

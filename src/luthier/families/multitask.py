@@ -153,11 +153,12 @@ def _part(case: Case, name: str) -> Case:
     job, schema = case.job, case.schema
     recipe = _alone(case.recipe, schema, name)
     folder = Folder(job.folder.path / "tasks" / name)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    replace_text(folder.recipe, write(recipe))
+    if not job.light:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        replace_text(folder.recipe, write(recipe))
     earlier = folder.record() if job.record.get("earlier") else {}
     own = Job(recipe, folder, job.cache, job.console, job.stop, job.device, job.memory)
-    own.record = record.begin(recipe, f"{job.record['name']}, {name}") | {"earlier": earlier, "part_of": "../../report.html"}
+    own.record = record.begin(recipe, f"{job.record.get('name', 'a trial')}, {name}") | {"earlier": earlier, "part_of": "../../report.html"}
     splits: Any = case.gathered.splits
     gathered = Gathered(
         {split: one.parts[name] for split, one in splits.items() if name in one.parts}, case.gathered.how, ()
