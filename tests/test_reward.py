@@ -199,6 +199,11 @@ def test_an_ensemble_as_one_score() -> None:
     assert combined(scores, "uncertainty", 0.5).tolist() == [1.5, 2.0]
 
 
+def test_the_example_is_a_recipe(repository: Path) -> None:
+    settings = read(repository / "examples/reward.yaml").method
+    assert (settings.kind, settings.ties, settings.ensemble) == ("reward", "davidson", 4)  # type: ignore[union-attr]
+
+
 # whole runs
 
 
