@@ -163,6 +163,9 @@ def test_undo_reaches_back_into_an_earlier_sitting(tmp_path: Path) -> None:
     assert len(after) == 2
     assert after[1]["prompt"] == before[1]["prompt"]
     assert after[1]["id"] != before[1]["id"]
+    left, person = sit(file, "u", "q", "1>2>3")
+    assert len(left) == 1  # q leaves at once
+    assert person.lines == ["1>2>3"]
     _, person = sit(file, "u", "q", rater="bob")
     assert "no verdict of yours" in person.screen
 
@@ -288,6 +291,8 @@ def test_what_can_not_be_judged_is_told(tmp_path: Path) -> None:
         rank(str(file), to=tmp_path / "none.jsonl")
     with pytest.raises(UserError, match=r"written as \.jsonl"):
         rank(str(file), to=tmp_path / "x.csv")
+    with pytest.raises(UserError, match="2 to 16 outputs"):
+        rank(str(file), show=17)
     with pytest.raises(UserError, match="is no name"):
         rank(str(file), rater="  ")
 

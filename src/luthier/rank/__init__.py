@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from luthier.data.judgements.records import FEWEST, MOST
 from luthier.errors import UserError
 from luthier.folder import is_run
 from luthier.rank.ledger import Ledger
@@ -48,8 +49,8 @@ def rank(
     who = (rater or getpass.getuser()).strip()
     if not who or len(who.splitlines()) != 1:
         raise UserError(f"{rater!r} is no name for a rater.", hint="Give one:  --rater ann")
-    if show < 2 or samples < 2 or (each is not None and each < 1):
-        raise UserError("Two outputs are the least that can be compared, and one person the least who judges them.")
+    if not FEWEST <= show <= MOST or not FEWEST <= samples <= MOST or (each is not None and each < 1):
+        raise UserError(f"{FEWEST} to {MOST} outputs can be set beside each other, by one person or more.")
     if is_run(source, runs):
         items, folder = of_run(source, samples, prompts, runs)
         beside = folder / "rankings.jsonl"

@@ -31,6 +31,7 @@ class Session:
         ask, say: read a line, write one.
         skipped: prompts that come again at the end.
         judged: verdicts given in this sitting.
+        again: the prompt of a verdict that was taken back: it comes next.
     """
 
     items: Sequence[Outputs]
@@ -42,6 +43,7 @@ class Session:
     say: Callable[[str], object]
     skipped: set[str] = field(default_factory=set)
     judged: int = 0
+    again: Outputs | None = None
 
     def run(self) -> None:
         """Until all is judged, or the person leaves."""
@@ -57,6 +59,9 @@ class Session:
     def _next(self) -> Outputs | None:
         """The prompt that the fewest have judged; among equals in an order of this person's own, so that two people who
         begin together do not begin with the same one."""
+        again, self.again = self.again, None
+        if again is not None:
+            return again
         counts, mine = self._told()
         open_ = [
             item for item in self.items if item.key not in mine and (self.each is None or counts[item.key] < self.each)
@@ -138,7 +143,8 @@ class Session:
         self.skipped.discard(key_of(last["prompt"], last.get("tools")))
         again = next((one for one in self.items if one.key == key_of(last["prompt"], last.get("tools"))), None)
         self.say("Taken back.")
-        return again is None or self._sit(again)
+        self.again = again
+        return True
 
     def _farewell(self) -> None:
         counts, mine = self._told()
