@@ -79,6 +79,21 @@ def test_a_name_becomes_the_folder_of_that_stage(tmp_path: Path) -> None:
     assert resolved(found.stages[0], tmp_path).model.name == "pocket"
 
 
+def test_lp_ft_in_a_stage_is_two_stages() -> None:
+    found = read_any(
+        {
+            "model": "pocket", "adapt": "head", "data": {"train": "x"}, "train": {"lr": 1e-3, "batch_size": 8},
+            "stages": [{"name": "a"}, {"name": "b", "model": "a", "adapt": {"kind": "lp-ft", "then": "lora"}}, {"name": "c", "model": "b"}],
+        }
+    )  # fmt: skip
+    assert isinstance(found, Stages)
+    told = [(one.name, one.recipe.adapt.kind, one.recipe.model.name, one.recipe.train.lr, one.needs) for one in found.stages]
+    assert told[1:] == [
+        ("b-probe", "head", "a", None, ("a",)), ("b", "lora", "b-probe", 1e-3, ("b-probe",)), ("c", "head", "b", 1e-3, ("b",)),
+    ]  # fmt: skip
+    assert found.stages[1].recipe.train.batch_size == 8
+
+
 @pytest.mark.parametrize(
     ("stages", "said"),
     [

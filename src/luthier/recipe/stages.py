@@ -98,7 +98,15 @@ def _stages(raw: dict[str, Any], places: Mapping[Keys, str], folder: Path, sourc
         spots |= {keys[2:]: place for keys, place in places.items() if keys[:2] == ("stages", number) and len(keys) > 2}
         here = places.get(("stages", number, "name"), at)
         recipe = checked(merged, spots, folder, here, names)
-        found.append(Stage(name, recipe, _needs(recipe, name, names[:number], names, here)))
+        earlier = names[:number]
+        if recipe.adapt.kind == "lp-ft":  # two runs: NAME-probe, and NAME from its head
+            probe = f"{name}-probe"
+            train = {key: value for key, value in merged.get("train", {}).items() if key in PROBE}
+            first = checked(merged | {"name": probe, "adapt": "head", "train": train}, spots, folder, here, names)
+            found.append(Stage(probe, first, _needs(first, probe, earlier, [*names, probe], here)))
+            earlier = [*earlier, probe]
+            recipe = checked(merged | {"adapt": recipe.adapt.then, "model": probe}, spots, folder, here, [*names, probe])
+        found.append(Stage(name, recipe, _needs(recipe, name, earlier, [*names, *earlier], here)))
     return Stages(raw.get("name"), tuple(found), _kept(raw, folder, names))
 
 
