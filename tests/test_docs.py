@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from luthier.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +29,22 @@ def commands(name: str = "quickstart") -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in block.splitlines() if line.strip()]
 
 
-def test_the_readmes_commands_run_on_a_strangers_chats(tmp_path: Path) -> None:
+def call(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As the shell would, in this process: thirteen imports of torch cost more than what the commands do.
+
+    `python -m luthier` in a process of its own is test_laws' and test_resume's.
+    """
+    assert command[0] == "luthier"
+    with pytest.raises(SystemExit) as ended:
+        main(command[1:])
+    told = capsys.readouterr()
+    assert ended.value.code == 0, f"{' '.join(command)}\n{told.err}"
+    assert "Traceback" not in told.err
+
+
+def test_the_readmes_commands_run_on_a_strangers_chats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [
         json.loads(line) for line in (ROOT / "src/luthier/demo/replies.jsonl").read_text(encoding="utf-8").splitlines()
     ]
@@ -41,31 +58,22 @@ def test_the_readmes_commands_run_on_a_strangers_chats(tmp_path: Path) -> None:
         for row in rows
     ]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     for command in commands("text"):
-        done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ), timeout=300,
-            input="Where is the library?\n/quit\n",
-        )  # fmt: skip
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Where is the library?\n/quit\n"))
+        call(command, capsys)
     assert (tmp_path / "runs/chat/report.html").exists()
 
 
-def test_the_readmes_commands_run_on_a_strangers_file(tmp_path: Path) -> None:
+def test_the_readmes_commands_run_on_a_strangers_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = (ROOT / "src/luthier/demo/library.csv").read_text(encoding="utf-8")
     (tmp_path / "messages.csv").write_text(rows, encoding="utf-8")
     assert commands()[0][:2] == ["luthier", "new"]
+    monkeypatch.chdir(tmp_path)
     for command in commands():
-        done = subprocess.run(
-            [sys.executable, "-m", *command],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env=dict(os.environ),
-            timeout=300,
-        )
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
+        call(command, capsys)
     assert (tmp_path / "runs/first/report.html").exists()
     assert len((tmp_path / "answers.csv").read_text(encoding="utf-8").splitlines()) >= 481
 

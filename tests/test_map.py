@@ -23,12 +23,14 @@ from luthier.models.language import LanguageModel
 from luthier.models.selftest import bundles_hold
 from luthier.recipe import read
 from luthier.run import run
+from luthier.search import search
 
 ROOT = Path(__file__).resolve().parent.parent
 AT_MOST = {"sum-and-count", "same-score", "prompt-once"}
 NEAR = {
     "head-knows": 3.0,
     "answers-gain": 0.15,
+    "rate-decides": 0.1,
 }  # points: differences of rounding between machines move single test rows
 LINE = re.compile(r"^\| `([a-z-]+)` \| (.+) \| (.+) \| ([0-9.]+) \|$", re.MULTILINE)
 
@@ -67,9 +69,23 @@ def measured(shown: tuple[Path, dict[str, Any]]) -> dict[str, float]:
         "lora-identity": proofs["lora"]["identity at start"],
         "lora-off": proofs["lora"]["adapter off = base"],
         "lora-state": lines["full"]["state"] / lines["lora"]["state"],
+        **searched(to),
         **written(to),
         **attached(),
         **prompted(to),
+    }
+
+
+def searched(to: Path) -> dict[str, float]:
+    """Of five rates for the same head on the same features."""
+    told = "search={metric: eval/loss, sampler: grid, seeds: 0, space: {train.lr: [1e-5, 1e-4, 1e-3, 1e-2, 1]}}"
+    found = search(to / "head.yaml", sets=[told], runs=to / "runs", name="rates", quiet=True)
+    values = [line["value"] for line in found.record["trials"]]
+    best = run(found.best, runs=to / "runs", name="best", quiet=True).record
+    return {
+        "rate-decides": max(values) - min(values),
+        "search-once": float(sum(not line["reused"] for line in found.record["trials"])),
+        "best-is-tuned": abs(best["metrics"]["eval"]["loss"] - min(values)),
     }
 
 

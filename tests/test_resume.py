@@ -264,7 +264,7 @@ def test_killed_in_the_midst_of_steps(adapt: str, bench: Bench) -> None:
     bench.ended(name)
 
 
-@pytest.mark.parametrize(("which", "save"), [("step", 2), ("best", 1)])
+@pytest.mark.parametrize(("which", "save"), [("step", 2), pytest.param("best", 1, marks=pytest.mark.slow)])
 def test_killed_at_every_point_inside_a_save(which: str, save: int, bench: Bench) -> None:
     """One run, killed before its first system call in a save, resumed, killed before the second, and so on."""
     name, points = bench.name("often"), 0
@@ -282,8 +282,10 @@ def test_killed_at_every_point_inside_a_save(which: str, save: int, bench: Bench
 
 @pytest.mark.parametrize(
     ("adapt", "where", "at", "deed"),
-    [("full", "step", 7, "TERM"), ("full", "step", 7, "INT"), ("full", "evaluation", 2, "TERM"), ("full", "scoring", 1, "TERM"),
-     ("full", "scoring", 2, "TERM"), ("last-n", "caching", 3, "TERM"), ("head", "caching", 3, "TERM"), ("head", "evaluation", 1, "TERM")],
+    [("full", "step", 7, "TERM"), ("full", "evaluation", 2, "INT"), ("full", "scoring", 2, "TERM"), ("last-n", "caching", 3, "TERM"),
+     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+         ("full", "step", 7, "INT"), ("full", "evaluation", 2, "TERM"), ("full", "scoring", 1, "TERM"), ("head", "caching", 3, "TERM"),
+         ("head", "evaluation", 1, "TERM")))],
 )  # fmt: skip
 def test_asked_to_stop(adapt: str, where: str, at: int, deed: str, bench: Bench) -> None:
     name = bench.name(adapt)

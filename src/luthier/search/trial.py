@@ -64,6 +64,7 @@ class Light:
         steps: taken.
         cpu: seconds of this process.
         rates: learning rates and decay that were used, defaults resolved.
+        reused: whether what is frozen was computed before: by another trial, or another run.
         case, family: to ask more of the weights; None unless they were kept.
     """
 
@@ -73,6 +74,7 @@ class Light:
     seconds: float
     cpu: float
     rates: dict[str, float]
+    reused: bool = False
     case: Case | None = None
     family: Family | None = None
 
@@ -179,6 +181,7 @@ class Bench:
         chosen = next((figures for step, figures in curve if step == best), {})
         rates = {name: float(case.job.record[name]) for name in ("lr", "head_lr", "weight_decay")}
         found = Light(curve, chosen, loop.progress.step, time.perf_counter() - began, time.process_time() - cpu, rates)
+        found.reused = bool(case.job.record["frozen"].get("hit"))
         if keep:
             found.case, found.family = case, family
         elif self.still is None:

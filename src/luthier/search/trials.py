@@ -146,6 +146,7 @@ class Study:
             "ended": ended, "value": value if math.isfinite(value) else None, "figures": light.chosen,
             "curve": [[step, figures.get(self.figure)] for step, figures in light.curve],
             "steps": light.steps, "seconds": light.seconds, "cpu": light.cpu, "rates": light.rates,
+            "reused": light.reused,
         }  # fmt: skip
 
     def _tell(self, trial: optuna.Trial, found: Mapping[str, Any]) -> None:
