@@ -140,11 +140,12 @@ def _tiles(record: Record) -> str:
     lost = sum(line["ended"] not in ("done", "pruned") for line in lines)
     again = sum(line.get("same_as") is not None for line in lines)
     shared = sum(bool(line.get("reused")) for line in lines)
+    told = f"{shared} found their frozen part computed" if shared else "added up over processes"
     beside = [f"{early} ended early" if early else "", f"{lost} did not run" if lost else "", f"{again} met twice" if again else ""]
     tiles = [
         ("trials", f"{len(lines)} of {record['limit']}", ", ".join(filter(None, beside))),
         ("settings searched", str(len(record["space"])), f"sampler {record['sampler']}, pruner {record['pruner']}"),
-        ("time of all trials", duration(record["seconds"]), f"{shared} found their frozen part computed" if shared else "added up over processes"),
+        ("time of all trials", duration(record["seconds"]), told),
     ]
     cells = "".join(
         f'<div><dt>{shown(name)}</dt><dd>{shown(value)}</dd><dd class="small">{shown(more)}</dd></div>' for name, value, more in tiles

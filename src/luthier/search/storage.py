@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from luthier.errors import UserError
+from luthier.errors import UserError, unwritable
 
 PATIENCE = 30.0  # seconds that another's write is waited for
 
@@ -161,7 +161,20 @@ class Place:
         if self.file is None:
             with self.told():
                 return PostgresLocks(self.url.replace("+psycopg", "", 1), name)
-        return FileLocks(self.file.with_name(f"{self.file.name}.locks"), name)
+        try:
+            return FileLocks(self.file.with_name(f"{self.file.name}.locks"), name)
+        except OSError as error:
+            raise unwritable(self.file.parent, error) from None
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """One process at a time opens the storage: two that make its tables at once would be in each other's way."""
+        locks = self.locks("opening")
+        try:
+            with self.told(), locks.claiming():
+                yield
+        finally:
+            locks.close()
 
     def storage(self) -> Any:
         """Optuna's storage; its tables are made where there are none."""

@@ -220,8 +220,8 @@ def open_study(place: Place, name: str, space: Space, figure: str, higher: bool)
     search = recipe.search
     assert search is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = place.storage()
-    with place.told():
+    with place.alone():
+        storage = place.storage()
         study = optuna.create_study(
             storage=storage, study_name=name, load_if_exists=True, direction="maximize" if higher else "minimize",
             sampler=sampler_of(search.sampler, recipe.seed, search.trials, space.grid), pruner=pruner_of(search.pruner),
