@@ -24,6 +24,7 @@ _PUBLIC = {
     "predict": "luthier.api",
     "rank": "luthier.api",
     "score": "luthier.api",
+    "search": "luthier.api",
     "tune": "luthier.api",
 }
 __all__ = [
@@ -40,7 +41,7 @@ __all__ = [
     "predict",
     "rank",
     "score",
-    "tune",
+    "search", "tune",
 ]  # fmt: skip
 
 

@@ -113,3 +113,13 @@ def new(file: str | Path, to: str | Path | None = None, *, model: str = "pocket"
     from luthier.new import new as verb
 
     return verb(str(file), None if to is None else Path(to), model, adapt, False)
+
+
+def search(
+    recipe: str | Path | Mapping[str, Any] | Recipe, *, sets: Sequence[str] = (), name: str | None = None,
+    runs: str | Path = DEFAULT_RUNS, quiet: bool = False,
+) -> Any:  # fmt: skip
+    """Try the settings of the recipe's `search` and write out the best. See `luthier.search.search`."""
+    from luthier.search import search as verb
+
+    return verb(recipe, sets=sets, name=name, runs=runs, quiet=quiet)
