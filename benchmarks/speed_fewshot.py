@@ -160,8 +160,10 @@ def cell(count: int, rounds: int, width: int = 256, depth: int = 6) -> dict[str,
         name: round(1000 * statistics.median(each) / count, 2) for name, each in seconds.items()
     }
     told["ratios"] = {
-        name: [round(a / b, 2) for a, b in zip(each, seconds["luthier"], strict=True)] for name, each in seconds.items() if name != "luthier"
-    }  # fmt: skip
+        name: [round(a / b, 2) for a, b in zip(each, seconds["luthier"], strict=True)]
+        for name, each in seconds.items()
+        if name != "luthier"
+    }
     return told
 
 

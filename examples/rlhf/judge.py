@@ -16,7 +16,7 @@ KNOWN = {}
 for line in FILE.read_text(encoding="utf-8").splitlines():
     row = json.loads(line)
     best, worst = min(row["ranks"]), max(row["ranks"])
-    pairs = list(zip(row["completions"], row["ranks"]))
+    pairs = list(zip(row["completions"], row["ranks"], strict=True))
     KNOWN[row["prompt"].strip()] = ([text for text, rank in pairs if rank == best], [text for text, rank in pairs if rank == worst])
 
 

@@ -265,7 +265,9 @@ def _wins(work: Whole) -> None:
     taught = [resolved(stage, work.folder.path).method for stage in work.stages.stages]
     spec = next((told for one in taught[::-1] if (told := getattr(one, "gold", None) or getattr(one, "reward", None))), None)
     judge = None
-    for stage in work.stages.stages if spec else ():
+    if spec is None:
+        return
+    for stage in work.stages.stages:
         noted, record = work.noted(stage.name), work.of(stage.name).record()
         samples = [one for one in record.get("samples") or [] if {"prompt", "base", "tuned"} <= one.keys()]
         if samples and not noted.get("wins"):
