@@ -396,7 +396,7 @@ def test_adapt_follows_rows_per_label_and_gpu(
     assert recipe.adapt.kind == "head"
     assert "60 rows a label are few" in said
     written = (tmp_path / "few.yaml").read_text(encoding="utf-8")
-    assert "or: full, last-n, bitfit, norm, lora, rslora" in written
+    assert "or: full, last-n, gradual, lp-ft, bitfit, norm, lora" in written
     assert made(many, "asked.csv", "full")[0].adapt.kind == "full"
 
 
