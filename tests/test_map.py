@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,25 @@ from luthier.data.render import Speech, encode_language
 from luthier.demo import demo
 from luthier.demo.show import rows_of
 from luthier.engine.cache import Cache
+from luthier.methods.objectives.pairs import bradley_terry
+from luthier.methods.objectives.policy import best_of, surrogate
+from luthier.methods.objectives.preference import dpo
+from luthier.methods.objectives.rankings import efron
 from luthier.models import load
 from luthier.models.language import LanguageModel
 from luthier.models.selftest import bundles_hold
 from luthier.recipe import read
 from luthier.run import run
 from luthier.search import search
+from luthier.statistics.comparisons import reachable
 
 ROOT = Path(__file__).resolve().parent.parent
 AT_MOST = {"sum-and-count", "same-score", "prompt-once"}
 NEAR = {
     "head-knows": 3.0,
     "answers-gain": 0.15,
+    "judge-learns": 3.0,
+    "longer-wins": 1.0,
     "rate-decides": 0.1,
 }  # points: differences of rounding between machines move single test rows
 LINE = re.compile(r"^\| `([a-z-]+)` \| (.+) \| (.+) \| ([0-9.]+) \|$", re.MULTILINE)
@@ -70,9 +78,34 @@ def measured(shown: tuple[Path, dict[str, Any]]) -> dict[str, float]:
         "lora-off": proofs["lora"]["adapter off = base"],
         "lora-state": lines["full"]["state"] / lines["lora"]["state"],
         **searched(to),
+        **judged(to),
         **written(to),
         **attached(),
         **prompted(to),
+    }
+
+
+def judged(to: Path) -> dict[str, float]:
+    """A judge that learns from the demo's rankings, and what holds of the objectives whatever the data."""
+    made = {
+        "model": "pocket", "adapt": "head", "method": {"kind": "reward"},
+        "data": {"train": str(ROOT / "examples/rlhf/rankings.jsonl")}, "train": {"max_length": 128},
+    }  # fmt: skip
+    record = run(made, runs=to / "runs", name="judge", quiet=True).record
+    scores = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ranks = torch.tensor([[1.0, 2.0]] * 8)
+    pairs = bradley_terry(scores[:, 0], scores[:, 1])
+    loud, quiet = scores[:, 0], scores[:, 1]
+    grown = torch.tensor([math.log(1.3)], requires_grad=True)
+    (slope,) = torch.autograd.grad(surrogate(grown, torch.zeros(1), torch.ones(1), clip=0.2).sum(), grown)
+    return {
+        "judge-learns": 100 * record["metrics"]["test"]["pair-accuracy"],
+        "longer-wins": 100 * record["baselines"]["length"]["pair-accuracy"],
+        "two-are-a-pair": (efron(scores, ranks) - pairs).abs().max().item(),
+        "people-agree": 100 * reachable(0.73),
+        "dpo-begins": dpo(loud, quiet, loud, quiet).mean().item(),
+        "clip-stops": slope.abs().item(),
+        "spread-costs": best_of(16),
     }
 
 
