@@ -261,7 +261,7 @@ def test_the_example_is_whole(repository: Path) -> None:
     rows = [json.loads(line) for line in (folder / "rankings.jsonl").read_text("utf-8").splitlines()]
     demos = [json.loads(line) for line in (folder / "demos.jsonl").read_text("utf-8").splitlines()]
     assert [row["prompt"] for row in rows] == [demo["prompt"] for demo in demos]
-    judge = judge_of(f"{folder / 'judge.py'}:likeness")
+    judge = judge_of(f"{folder / 'judge.py'}:simulated")
     scores = judge.scores([row["prompt"] for row in rows], [row["completions"] for row in rows])
     for row, found in zip(rows, scores, strict=True):
         best, worst = row["ranks"].index(min(row["ranks"])), row["ranks"].index(max(row["ranks"]))

@@ -20,7 +20,7 @@ for line in FILE.read_text(encoding="utf-8").splitlines():
     KNOWN[row["prompt"].strip()] = ([text for text, rank in pairs if rank == best], [text for text, rank in pairs if rank == worst])
 
 
-def likeness(prompt: str, completion: str) -> float:
+def simulated(prompt: str, completion: str) -> float:
     """From -1 to 1; 0 for a request that nobody ranked replies to."""
     good, bad = KNOWN.get(prompt.strip(), ([], []))
     near = max((rouge_l_f1(one, completion) for one in good), default=0.0)

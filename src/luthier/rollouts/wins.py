@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,4 +37,4 @@ def of_samples(judge: Judge, against: str, samples: Sequence[Mapping[str, Any]])
     """The same from answers that a run kept: a mapping with prompt, base and tuned for each held-out prompt."""
     asked = [str(one["prompt"]) for one in samples]
     scores = np.stack(judge.scores(asked, [[str(one["base"]), str(one["tuned"])] for one in samples]))
-    return line(judge.name, against, scores[:, 0], scores[:, 1])
+    return line(Path(judge.name).name, against, scores[:, 0], scores[:, 1])
