@@ -244,7 +244,10 @@ def test_identity_at_initialisation(cell: Cell, workshop: Workshop) -> None:
     model.backbone = ADAPTERS[cell.adapt].attach(model.backbone, options, 0, task).double()
     after = found.out(model)
     assert before.abs().max() > 0.1
-    if cell.adapt != "peft":  # of which nothing is promised
+    # Learned tokens before a decoder without an output layer start as copies of the first token, which that token, read
+    # alone by `cls`, can't tell from itself.
+    copies = ADAPTERS[cell.adapt].how.__name__ == "attach_prompt" and cell.pooling == "cls" and cell.name in tiny.DECODERS
+    if cell.adapt != "peft" and not copies:  # of peft's others nothing is promised
         assert (relative(after, before) <= 1e-9) == ADAPTERS[cell.adapt].identity
 
 
@@ -515,7 +518,7 @@ def test_structure_of_a_writer_is_found(name: str, workshop: Workshop) -> None:
 BARE = [
     pytest.param(adapt, marks=[] if adapt == "head" else [pytest.mark.slow])
     for adapt in ADAPTERS
-    if adapt != "bitfit"  # pocket has no biases
+    if adapt not in ("bitfit", "lp-ft")  # pocket has no biases; two runs: test_transfer.py
 ]
 
 
