@@ -244,10 +244,7 @@ def test_identity_at_initialisation(cell: Cell, workshop: Workshop) -> None:
     model.backbone = ADAPTERS[cell.adapt].attach(model.backbone, options, 0, task).double()
     after = found.out(model)
     assert before.abs().max() > 0.1
-    # Learned tokens before a decoder without an output layer start as copies of the first token, which that token, read
-    # alone by `cls`, can't tell from itself.
-    copies = ADAPTERS[cell.adapt].how.__name__ == "attach_prompt" and cell.pooling == "cls" and cell.name in tiny.DECODERS
-    if cell.adapt != "peft" and not copies:  # of peft's others nothing is promised
+    if cell.adapt != "peft":  # of which nothing is promised
         assert (relative(after, before) <= 1e-9) == ADAPTERS[cell.adapt].identity
 
 
@@ -518,7 +515,7 @@ def test_structure_of_a_writer_is_found(name: str, workshop: Workshop) -> None:
 BARE = [
     pytest.param(adapt, marks=[] if adapt == "head" else [pytest.mark.slow])
     for adapt in ADAPTERS
-    if adapt not in ("bitfit", "lp-ft")  # pocket has no biases; two runs: test_transfer.py
+    if adapt != "bitfit"  # pocket has no biases
 ]
 
 
@@ -531,7 +528,9 @@ def test_a_bare_name_learns(adapt: str, easy: Path, tmp_path: Path) -> None:
     result = run({"model": "pocket", "adapt": way, "data": {"train": str(easy)}}, runs=tmp_path, quiet=True)
     low, _ = result.record["intervals"]["test"]["accuracy"]
     assert low > result.record["baselines"]["majority"]["accuracy"] + 0.1, result.metrics
-    assert all(line["passed"] for line in result.record["proofs"])
-    losses = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    stages = [result.folder / one["name"] for one in result.record.get("stages", [])] or [result.folder]  # lp-ft is two runs
+    for folder in stages:
+        assert all(line["passed"] for line in json.loads((folder / "run.json").read_text())["proofs"]), folder
+    losses = [json.loads(line) for folder in stages for line in (folder / "metrics.jsonl").read_text().splitlines()]
     train = np.array([line["train/loss"] for line in losses if "train/loss" in line])
     assert train[-3:].mean() < 0.5 * train[:3].mean()
