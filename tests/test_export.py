@@ -66,7 +66,7 @@ CASES = [
     Case("llama", "lora", "classify", "mean", None, positions=True, form="adapter"),
     Case("llama", "lora", "classify", "last", SEQUENCE, form="adapter", method={"layer": 2}),
     Case("llama", "head", "classify", "last", SEQUENCE, method={"layer": 1}),
-    Case("llama", "head", "classify", "cls", None, positions=True),
+    Case("llama", "head", "classify", "mean", None, positions=True),
     Case("qwen3", "head", "multilabel", "last", SEQUENCE),
     Case("qwen3", "lora", "tag", None, TOKEN, form="adapter"),
     Case("qwen3", "lora", "classify", "mean", None, positions=True, form="adapter", method={"layer": 2}),

@@ -16,7 +16,7 @@ from luthier.models.saved import About, weights_hash
 from luthier.recipe import Recipe
 from luthier.start import backbone_of, base_of, last_layer
 
-__all__ = ["Built", "base_of", "build", "checkpointing", "default_pooling", "new_head"]
+__all__ = ["Built", "base_of", "build", "checkpointing", "default_pooling", "new_head", "pooling_of"]
 
 # With these poolings the architecture's own class can express the head, and `export` writes that class.
 OWN_HIDDEN = {
@@ -69,7 +69,7 @@ def build(
     except ValueError as error:
         raise UserError(f"{error}.", where=recipe.where("adapt")) from None
     last = last_layer(start, task, labels, asked, _dropout(base, kind))
-    pooling = last.pooling or asked or default_pooling(base, kind)
+    pooling = last.pooling or pooling_of(base, asked, recipe.where("method", "pooling"), default_pooling(base, kind))
     head, hidden = last.head, last.hidden
     if head is None:
         hidden = OWN_HIDDEN.get(base.config.model_type) if pooling == "cls" and base.encoder and kind != "head" else None
@@ -102,6 +102,21 @@ def new_head(
 def default_pooling(base: load.Base, adapt: str) -> str:
     """The mean of the token states: the best single choice for frozen features of encoders and decoders alike."""
     return "mean"
+
+
+def pooling_of(base: load.Base, asked: str | None, where: str | None, usual: str) -> str:
+    """The pooling that was asked for, or the usual one.
+
+    Raises:
+        UserError: for the first token of a decoder, which has seen nothing of the text.
+    """
+    if asked == "cls" and not (base.encoder or base.encoder_decoder):
+        raise UserError(
+            f"pooling: cls reads the first token, and {base.name!r} reads from left to right ({base.config.model_type}): its first "
+            "token sees itself alone and says nothing of the text.",
+            where=where, hint="Take pooling: last or mean.",
+        )  # fmt: skip
+    return asked or usual
 
 
 def _dropout(base: load.Base, adapt: str) -> float:

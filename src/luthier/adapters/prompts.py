@@ -87,17 +87,18 @@ def first_text(model: nn.Module, count: int, seed: int) -> torch.Tensor:
     (stories260k: 1.98 against 1.46 of the base), and are still behind the base after three passes; this costs nothing.
 
     Returns (1, count) ids. A body without an output layer of its own writes by its embeddings where the two are tied;
-    where they are not, the begin-of-text token stands alone, repeated. Models without one, encoders and T5 get frequent tokens.
+    where they are not, frequent tokens follow the beginning. Models without a beginning, encoders and T5 get those alone.
     """
     base: Any = plain(model)
     config = base.config.get_text_config()
     begin = next((token for token in _named(config, "bos", "eos") if token is not None), None)
+    ids = _frequent(model, count, seed)
     if begin is None or is_encoder_decoder(base):
-        return _frequent(model, count, seed)
-    begin = begin[0] if isinstance(begin, list) else begin
-    ids = torch.full((1, count), int(begin), device=base.get_input_embeddings().weight.device)
-    if not _decodes(base, ids[:, :1]):
-        return _frequent(model, count, seed)
+        return ids
+    begin = int(begin[0] if isinstance(begin, list) else begin)
+    if not _decodes(base, torch.full_like(ids[:, :1], begin)):
+        return ids
+    ids[:, 0] = begin
     writes = base.get_output_embeddings() is not None
     if not writes and not getattr(config, "tie_word_embeddings", False):
         return ids

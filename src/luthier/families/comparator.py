@@ -14,7 +14,7 @@ import torch
 
 from luthier import frozen, proofs, rated
 from luthier.adapters import ADAPTERS, bridge
-from luthier.build import OWN_HIDDEN, Built
+from luthier.build import OWN_HIDDEN, Built, pooling_of
 from luthier.comparing import circles, reliabilities, scores_of, verdicts_on
 from luthier.data.examples import Rows
 from luthier.data.judgements.compared import ComparedLoader, ComparedView, compared_view
@@ -43,7 +43,7 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
     begun = begin(recipe, base)
     base, kind = begun.base, recipe.adapt.kind
     reads_both = base.encoder or base.encoder_decoder
-    pooling = teach.pooling or ("mean" if reads_both else "last")
+    pooling = pooling_of(base, teach.pooling, recipe.where("method", "pooling"), "mean" if reads_both else "last")
     hidden = OWN_HIDDEN.get(base.config.model_type) if pooling == "cls" and base.encoder and kind != "head" else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

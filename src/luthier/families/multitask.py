@@ -15,7 +15,7 @@ import torch
 from luthier import frozen, proofs, record, training
 from luthier.adapters import ADAPTERS, bridge
 from luthier.adapters.structure import structure
-from luthier.build import Built, default_pooling, new_head
+from luthier.build import Built, default_pooling, new_head, pooling_of
 from luthier.data.tasks import TaskLoader, TaskRows, TaskViews
 from luthier.data.view import TextView
 from luthier.errors import UserError
@@ -55,7 +55,7 @@ def build(recipe: Recipe, base: Base, teach: Multitask, schema: Lessons, max_len
             continue
         own = schema.schemas[name]
         assert isinstance(schema.teachers[name], SupervisedSettings)
-        poolings[name] = "none" if own.task == "tag" else schema.teachers[name].pooling or default_pooling(base, recipe.adapt.kind)
+        poolings[name] = _pooling(recipe, base, name, schema.teachers[name])
         heads[name] = new_head(recipe, base, own.task, own.labels, poolings[name], number=number)
         told[name] = replace(
             made.about, task=own.task, labels=own.labels, pooling=poolings[name], hidden=None, family="labels", speech=None
@@ -93,6 +93,13 @@ def _carry(recipe: Recipe, told: dict[str, About], heads: dict[str, Head]) -> fr
             heads[name].load_state_dict(head.state_dict())
             found.add(name)
     return frozenset(found)
+
+
+def _pooling(recipe: Recipe, base: Base, name: str, teacher: Any) -> str:
+    if teacher.task == "tag":
+        return "none"
+    where = recipe.where("method", "tasks", name, "pooling")
+    return pooling_of(base, teacher.pooling, where, default_pooling(base, recipe.adapt.kind))
 
 
 def _alone(recipe: Recipe, schema: Lessons, name: str) -> Recipe:

@@ -14,7 +14,7 @@ import torch
 
 from luthier import frozen, proofs, rated, scored
 from luthier.adapters import ADAPTERS, bridge
-from luthier.build import OWN_HIDDEN, Built, checkpointing
+from luthier.build import OWN_HIDDEN, Built, checkpointing, pooling_of
 from luthier.data.examples import Rows
 from luthier.data.judgements.judged import judge as judge_rows
 from luthier.data.judgements.loader import JudgedLoader
@@ -48,7 +48,7 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
     base, backbone = begun.base, begun.backbone
     names = reward.add_members(backbone, teach.ensemble, recipe.seed) if teach.members == "adapters" else ()
     reads_both = base.encoder or base.encoder_decoder
-    pooling = teach.pooling or ("mean" if reads_both else "last")
+    pooling = pooling_of(base, teach.pooling, recipe.where("method", "pooling"), "mean" if reads_both else "last")
     hidden = OWN_HIDDEN.get(base.config.model_type) if pooling == "cls" and base.encoder and kind != "head" else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
