@@ -89,6 +89,22 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "runs/second/report.html").exists()
 
 
+def test_the_python_of_the_adapters_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    monkeypatch.chdir(tmp_path)
+    for name, answer in (("friendly", "Gladly, come by"), ("brief", "Yes")):
+        rows = [{"prompt": f"May I come at {hour}?", "completion": f"{answer}, at {hour}."} for hour in range(24)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    names: dict[str, object] = {}
+    exec(compile(code, "adapters.md", "exec"), names)
+    from luthier.adapters import several
+
+    told = several.listed(names["model"])
+    assert [(one.name, one.active) for one in told] == [("friendly", False), ("brief", False), ("average", True)]
+    assert told[2].parameters == told[0].parameters + told[1].parameters
+
+
 def test_the_readmes_recipe_is_valid(tmp_path: Path) -> None:
     from luthier.recipe import read
 
