@@ -37,8 +37,9 @@ def mark(one: dict[str, Any], colour: str, y: float) -> list[str]:
     if "refused" in one:
         return []
     low, high = (px(100 * bound) for bound in one["interval"])
+    stroke = f'stroke="{colour}" stroke-width="3" stroke-linecap="round" opacity="0.45"'
     return [
-        f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3" stroke-linecap="round" opacity="0.45"/>',
+        f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" {stroke}/>',
         f'<circle cx="{px(100 * one["value"]):.1f}" cy="{y}" r="4" fill="{colour}"/>',
     ]
 
@@ -55,9 +56,10 @@ def picture(found: dict[str, Any]) -> str:
     for tick in range(int(LOW), int(HIGH) + 1, 20):
         body.append(f'<line x1="{px(tick):.1f}" x2="{px(tick):.1f}" y1="{TOP - 8}" y2="{foot}" stroke="#e5ded4"/>')
         body.append(f'<text x="{px(tick):.1f}" y="{foot + 16}" text-anchor="middle" fill="#6b645c">{tick} %</text>')
-    words = next(iter(lines[0][1].values()))["baselines"]["bag-of-words"]
-    body.append(f'<line x1="{px(100 * words):.1f}" x2="{px(100 * words):.1f}" y1="{TOP - 8}" y2="{foot}" stroke="#8a8177" stroke-dasharray="4 4"/>')
-    body.append(f'<text x="{px(100 * words) - 5:.1f}" y="{TOP - 14}" text-anchor="end" fill="#6b645c">bag-of-words</text>')
+    words = px(100 * next(iter(lines[0][1].values()))["baselines"]["bag-of-words"])
+    dashed = 'stroke="#8a8177" stroke-dasharray="4 4"'
+    body.append(f'<line x1="{words:.1f}" x2="{words:.1f}" y1="{TOP - 8}" y2="{foot}" {dashed}/>')
+    body.append(f'<text x="{words - 5:.1f}" y="{TOP - 14}" text-anchor="end" fill="#6b645c">bag-of-words</text>')
     for at, (name, cells) in enumerate(lines):
         y = TOP + LINE * at + 8
         share = 100 * cells["minilm"]["trained"] / cells["minilm"]["total"]
