@@ -147,7 +147,8 @@ def cells() -> Iterator[Cell]:
 
 
 def orders(run: Path, fold: int) -> list[float]:
-    """Kendall's tau-b of the run's scores with the total order of each held-out debate."""
+    """Kendall's tau-b of the run's scores with the total order of each held-out debate. A rank score is lower for the more
+    convincing one: the winners of the strict pairs have the lower one in 93 of 100."""
     from luthier.judges import judge_of
     from luthier.statistics.agreement import kendall_tau_b
 
@@ -159,7 +160,7 @@ def orders(run: Path, fold: int) -> list[float]:
     prompts = [prompt_of(arguments[rows[0]["id"]]) for rows in debates.values()]
     found = judge_of(str(run), device="cpu").scores(prompts, [[row["text"] for row in rows] for rows in debates.values()])
     return [
-        float(kendall_tau_b(scores, [row["rank_score"] for row in rows]))
+        float(kendall_tau_b(scores, [-row["rank_score"] for row in rows]))
         for scores, rows in zip(found, debates.values(), strict=True)
     ]
 

@@ -110,9 +110,12 @@ def test_broken_rows_of_a_file_that_is_split(tmp_path: Path, cache: Cache) -> No
 
 
 def test_too_few_rows_to_split_is_a_finding(tmp_path: Path, cache: Cache) -> None:
-    found = inspect(table(tmp_path / "few.csv", PLAIN[:4]), cache=cache)
+    file = table(tmp_path / "few.csv", PLAIN[:4])
+    found = inspect({"model": "pocket", "adapt": "head", "data": {"train": file}}, cache=cache)
     assert found.finding("split").level == "bad"
     assert found.train.rows == 4
+    parts = inspect(file, cache=cache).splits  # of the file alone, with the shares that `tune FILE` would hold out
+    assert [part.rows for part in parts] == [2, 2]
 
 
 def test_duplicates(tmp_path: Path, cache: Cache) -> None:

@@ -14,8 +14,10 @@ from luthier.data.judgements.agreed import agreed, compared
 from luthier.data.judgements.judged import judge
 from luthier.data.kinds import kind_of
 from luthier.data.memory import from_memory
+from luthier.data.sources import load
 from luthier.look import inspect, page, text
-from luthier.recipe import Data
+from luthier.new import new
+from luthier.recipe import Data, read
 from luthier.statistics import comparisons as told
 from luthier.statistics.agreement import kendall_w
 
@@ -137,6 +139,43 @@ def test_look_says_what_it_can_not_know(tmp_path: Path) -> None:
     assert "|" in found.finding("prompts").places[0][1]
     assert found.finding("position").level == "note"
     assert "human ceiling" not in text(found)
+
+
+CHATS = [[{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"answer {n}"}] for n in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "task"),
+    [
+        ([{"messages": chat[:1], "replies": ["yes", f"no {n}"], "ranks": [1, 2]} for n, chat in enumerate(CHATS)],
+         "prompt,completions,ranks", "judge"),
+        ([{"messages": chat, "split": "train"} for chat in CHATS], "messages", "generate"),
+        ([{"question": f"question {n}?", "good": "a", "winner": f"yes {n}", "loser": f"no {n}"} for n in range(40)],
+         "prompt,chosen,rejected", "judge"),
+        ([{"utterance": f"turn {'on' if n % 2 else 'off'} lamp {n}", "intent": "on" if n % 2 else "off"} for n in range(40)],
+         "text,label", "classify"),
+    ],
+)  # fmt: skip
+def test_look_and_tune_read_a_file_alike(
+    rows: list[dict[str, Any]], kind: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once guessed each by itself: a conversation with replies was one thing to `look` and another to `tune`."""
+    monkeypatch.chdir(tmp_path)
+    file = written(tmp_path / "rows.jsonl", rows)
+    found = inspect(file)
+    assert found.task == task
+    assert [one.name for one in tmp_path.iterdir()] == ["rows.jsonl"], "nothing is written beside the file"
+    recipe = read(new(file, None, "pocket", None, False))
+    assert load(recipe.data.train, recipe.data, tmp_path / "store").kind == kind
+    assert inspect(recipe) == inspect(file)  # by now the recipe lies beside it, and is followed
+
+
+def test_what_tune_refuses_is_still_looked_at(tmp_path: Path) -> None:
+    rows = [{"text": f"a text {n}", "label": "same"} for n in range(40)]
+    found = inspect(written(tmp_path / "rows.jsonl", rows))
+    assert found.finding("recipe").level == "bad"
+    assert "nothing to tell apart" in found.finding("recipe").says
+    assert found.train.rows + sum(part.rows for part in found.splits[1:]) == 40
 
 
 def test_look_on_an_encoder(tinies: dict[str, str], tmp_path: Path) -> None:

@@ -13,14 +13,18 @@ from safetensors.torch import load_file
 
 import tiny
 from judged_rows import judged_file, judged_rows, lines_of, policy_view, tune
+from luthier.engine.log import Console
 from luthier.engine.loss import combine, total_counts
+from luthier.engine.stop import Stop
 from luthier.errors import UserError
+from luthier.evaluate import metrics
 from luthier.judge import evaluate
 from luthier.methods.judged_policy import Objective, summed
 from luthier.methods.objectives import listwise, preference
 from luthier.models import load
 from luthier.models.language import LanguageModel
-from luthier.policy import held_out, reference
+from luthier.policy import held_out, reference, scoring
+from luthier.predict import Runner
 from luthier.talk import generate
 
 # loss -> judgements, and the loss of one of them where the policy is its reference
@@ -57,7 +61,7 @@ def test_a_run_of_every_loss(loss: str, base: str, files: dict[str, Path], tmp_p
     first = lines_of(done.folder)[0]
     if fixed is not None:
         assert first["train/loss"] == pytest.approx(fixed, rel=1e-5)
-    assert done.metrics["loss"] < (first["train/loss"] if loss not in ("orpo", "cpo") else math.inf)
+    assert done.metrics["loss"] < first["train/loss"]
     assert done.metrics["pair-accuracy"] > 0.6
     assert done.metrics["reward-margin"] > 0
     assert ("train/sft" in first) == (loss in ("orpo", "cpo"))
@@ -99,6 +103,30 @@ def test_a_bundle_is_its_rows_in_loss_and_gradient(name: str, tmp_path: Path) ->
         for form in view.forms:
             together = _gradient(objective, model, [view.batch(every, form)])
             assert (together - alone).abs().max() <= 1e-9 * alone.abs().max(), (name, form)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize(
+    ("function", "options", "sft"),
+    [
+        (preference.dpo, {"beta": 0.1}, 0.3), (preference.orpo, {"beta": 0.1}, 1.0), (listwise.pl_dpo, {"beta": 0.1}, 0.0),
+        (listwise.LOSSES["pro"], {}, listwise.pro_sft_weight),
+    ],
+)  # fmt: skip
+def test_the_loss_that_is_told_is_the_one_that_is_trained(
+    function: Any, options: dict[str, Any], sft: Any, base: str, tmp_path: Path
+) -> None:
+    """With its likelihood term: each term over its own count, as the engine adds them up."""
+    model = LanguageModel(tiny.causal_of("llama"))
+    view = policy_view(judged_rows("rankings", 3), load.find(base).tokenizer, model, tmp_path)
+    view.columns["reference"] = np.random.default_rng(1).normal(-20.0, 2.0, len(view.sizes))
+    objective = Objective(function, options, sft)
+    parts = [view.batch(ids, "rows") for ids in np.array_split(np.arange(len(view)), 3)]
+    totals = total_counts(objective, parts)
+    trained = sum(combine(objective.loss(model, part), totals).item() for part in parts)
+    sums = scoring.sums(model, view, Runner(torch.device("cpu"), "fp32", 8192, Stop(), Console(True), 1.0), view.forms)
+    found = scoring.outputs(model, objective, view, sums)
+    assert metrics.METRICS["loss"].function(found)(np.ones((1, len(found))))[0] == pytest.approx(trained, rel=1e-9)
 
 
 def test_an_answer_in_many_judgements_is_read_once(base: str, tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ METRICS: dict[str, Metric] = {
     ),
     "token-accuracy": Metric(TAG, measures.token_accuracy, True, "share of tokens whose tag is right"),
     "loss": Metric(
-        WRITE + PREFER, text.loss, False, "mean of -ln p over the learned tokens, in nats; of preferences the method's own loss"
+        WRITE + PREFER, preferred.whole_loss(text.loss), False,
+        "mean of -ln p over the learned tokens, in nats; of preferences the method's own loss"
     ),
     "perplexity": Metric(WRITE, text.perplexity, False, "exp of the loss; Jelinek 1977"),
     "bits-per-character": Metric(

@@ -4,7 +4,8 @@ pair-accuracy   sum_n w_n a_n / sum_n w_n     a_n the share of judgement n's str
                                               higher implicit reward, equal rewards half
 reward-margin   sum_n w_n m_n / sum_n w_n     m_n the mean gap of implicit rewards over those pairs, in nats
 chosen, rejected                              log-probability of the better and the worse completions, in nats
-loss            sum_n w_n l_n / sum_n w_n     the loss of the method itself
+loss            sum_n w_n l_n / sum_n w_n     the loss of the method itself, as it is trained: with a likelihood term c of
+                + c sum_n s_n / sum_n t_n     the best answers (`sft`), s nats of t tokens, that term is in it
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Preferred:
         right: (N,) share of their pairs that are the right way round.
         gap: (N,) mean gap of rewards.
         chosen, rejected: (N,) mean log-probabilities of better and worse.
+        best: of the likelihood term, or None: (N,) weighted nats of the best answers, (N,) their tokens, the term's weight.
     """
 
     nll: Array
@@ -41,6 +43,7 @@ class Preferred:
     gap: Array
     chosen: Array
     rejected: Array
+    best: tuple[Array, Array, float] | None = None
     task: str = "prefer"
     probabilities: None = None
 
@@ -74,6 +77,19 @@ def pairs_right(otherwise: Callable[[Any], Measure]) -> Callable[[Any], Measure]
     """Pair accuracy of a policy, and of other outputs what `otherwise` says."""
     own = _mean("right")
     return lambda outputs: own(outputs) if isinstance(outputs, Preferred) else otherwise(outputs)
+
+
+def whole_loss(otherwise: Callable[[Any], Measure]) -> Callable[[Any], Measure]:
+    """The loss of a policy with all its terms, each divided by its own count; of other outputs what `otherwise` says."""
+
+    def measure(outputs: Any) -> Measure:
+        first = otherwise(outputs)
+        if not isinstance(outputs, Preferred) or outputs.best is None:
+            return first
+        nats, tokens, weight = outputs.best
+        return lambda weights: first(weights) + weight * (weights @ nats) / (weights @ tokens)
+
+    return measure
 
 
 reward_margin: Callable[[Any], Measure] = _mean("gap")

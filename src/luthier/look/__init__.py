@@ -13,13 +13,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from luthier.engine.cache import Cache
 from luthier.errors import UserError
 from luthier.gather import alone
 from luthier.look.found import Finding, Look
 from luthier.look.inspection import inspect
 from luthier.look.terminal import show, text
 from luthier.look.web import page
-from luthier.recipe import MultitaskSettings, Recipe, read_any
+from luthier.new import drafted
+from luthier.recipe import MultitaskSettings, Recipe, read, read_any
 
 __all__ = ["Finding", "Look", "inspect", "look", "page", "text"]
 
@@ -44,13 +46,20 @@ def look(recipe: str, sets: Sequence[str] = (), html: Path | None = None, rows: 
 
 
 def _tasks(recipe: str, sets: Sequence[str]) -> dict[str, str | Recipe]:
-    """The recipe of each task of several, by its name; of one task the recipe itself, without a name."""
-    if Path(recipe).suffix.lower() not in (".yaml", ".yml"):
-        return {"": recipe}
-    told = read_any(recipe, sets)
+    """The recipe of each task of several, by its name; of one task the recipe itself, without a name. A data file is read
+    as `tune` would read it, which is said."""
+    if Path(recipe).suffix.lower() in (".yaml", ".yml"):
+        told = read_any(recipe, sets)
+    else:
+        try:
+            told, said = drafted(recipe, Cache().rows)
+        except UserError:
+            return {"": recipe}  # which `inspect` reads as far as it goes
+        print(said)
+        told = read(told, sets)
     if isinstance(told, Recipe) and isinstance(told.method, MultitaskSettings):
         return {name: alone(told, name) for name in told.method.tasks}
-    return {"": recipe}
+    return {"": recipe if Path(recipe).suffix.lower() in (".yaml", ".yml") else told}  # type: ignore[dict-item]
 
 
 def _keep(content: str, path: Path) -> None:

@@ -22,6 +22,7 @@ from luthier.methods import WRITTEN
 from luthier.methods import method as method_of
 from luthier.methods.fewshot import plain
 from luthier.models.load import Base
+from luthier.new import drafted
 from luthier.prompting import as_texts
 from luthier.recipe import Judgements, Recipe, read
 from luthier.run import max_length, plan_of
@@ -37,8 +38,8 @@ def inspect(
     """Look at the data of a recipe as its model will read it.
 
     Args:
-        source: a recipe (path of a .yaml, mapping or Recipe), or any other path: a data file, read for the embedded
-            base with adapt: head (lora where it is to write).
+        source: a recipe (path of a .yaml, mapping or Recipe), or any other path: a data file, read as `luthier tune FILE`
+            would read it (see `new.drafted`). A file that it refuses is read as far as it goes, and the refusal is a finding.
         sets: changes such as "data.columns.label=intent".
         rows: how many rows to draw token by token.
         cache: another cache than the user's own.
@@ -46,9 +47,10 @@ def inspect(
     Raises:
         UserError: if recipe, model or a file can't be read, or a file has none of the known columns or no sound row.
     """
-    recipe = _recipe(source, sets)
     store = (cache or Cache()).rows
+    recipe, refused = _recipe(source, sets, store)
     split_rows, how, findings = _splits(recipe, store)
+    findings += refused
     prompted = recipe.method.kind == "fewshot"
     if prompted:
         split_rows = {name: method_of(recipe.method).taken(part) for name, part in split_rows.items()}
@@ -57,10 +59,10 @@ def inspect(
     if recipe.method.kind in ROLLED:
         return _asked(recipe, split_rows, how, findings, rows, store)
     if split_rows["train"].kind in WRITTEN:
-        recipe = _recipe(source, sets, "lora")
+        recipe = _moving(recipe) if refused else recipe
         return _written(recipe, split_rows, how, findings, rows, store)
     if split_rows["train"].kind in JUDGED:
-        recipe = _recipe(source, sets, "lora")
+        recipe = _moving(recipe) if refused else recipe
         found = _judged(recipe, split_rows, how, findings, rows, store)
         if not prompted:
             return found
@@ -183,11 +185,22 @@ def _padding(recipe: Recipe, base: Base, lengths: np.ndarray) -> Padding:
     return tokens.padding(lengths, plan, recipe.adapt.kind == "head")
 
 
-def _recipe(source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str], adapt: str = "head") -> Recipe:
-    """The recipe itself, or the default one of a data file, with this adapt."""
-    if isinstance(source, (str, Path)) and Path(source).suffix.lower() not in (".yaml", ".yml"):
-        source = {"model": "pocket", "adapt": adapt, "data": {"train": str(source)}}
-    return read(source, sets)
+def _recipe(
+    source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str], store: Path
+) -> tuple[Recipe, list[Finding]]:
+    """The recipe itself, or that of a data file; where `new` refuses the file a default one, and why it does."""
+    if not isinstance(source, (str, Path)) or Path(source).suffix.lower() in (".yaml", ".yml"):
+        return read(source, sets), []
+    try:
+        return read(drafted(str(source), store)[0], sets), []
+    except UserError as error:
+        found = Finding("recipe", "bad", 0, f"luthier tune refuses this file as it is: {error.given}", (), error.hint or "")
+        return read({"model": "pocket", "adapt": "head", "data": {"train": str(source)}}, sets), [found]
+
+
+def _moving(recipe: Recipe) -> Recipe:
+    """The default recipe for rows that a model is to write, or that judge what one writes."""
+    return read(recipe, ["adapt=lora"])
 
 
 def _splits(recipe: Recipe, store: Path) -> tuple[dict[str, Rows], str, list[Finding]]:

@@ -98,7 +98,7 @@ class Objective:
         """Weights of the judgements that say something; tokens of what is likelihood; figures by their pairs."""
         counts = {"loss": _total(self.weights(batch))}
         if self.likelihood:
-            counts["sft"] = _total(self._best(batch) * batch["tokens"][batch["index"]])
+            counts["sft"] = _total(self.best_tokens(batch))
         return counts | dict.fromkeys(FIGURES, _total(_shares(batch)))
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
@@ -107,11 +107,24 @@ class Objective:
         each, weight = self.each(model, batch, scored), self.weights(batch)
         terms = {"loss": Term((each * weight).sum(), counts["loss"])}
         if self.likelihood:
-            best = self._best(batch)
-            factor = best if isinstance(self.sft, float) else best * self.sft(batch["ranks"])[:, None]
-            nll = -(factor.to(scored.sums.dtype) * scored.sums[batch["index"]]).sum()
-            terms["sft"] = Term(nll, counts["sft"], self.sft if isinstance(self.sft, float) else 1.0)
+            terms["sft"] = Term(self.best_nll(batch, scored).sum(), counts["sft"], self.sft_weight)
         return terms | self._measured(batch, scored, counts)
+
+    @property
+    def sft_weight(self) -> float:
+        """What the likelihood term is taken times; a function of the ranks is in the term itself."""
+        return self.sft if isinstance(self.sft, float) else 1.0
+
+    def best_nll(self, batch: Batch, scored: Scored) -> Tensor:
+        """(N,) -log p of the best completions of each judgement, times its weight."""
+        factor = self._best(batch)
+        if not isinstance(self.sft, float):
+            factor = factor * self.sft(batch["ranks"])[:, None]
+        return -(factor.to(scored.sums.dtype) * scored.sums[batch["index"]]).sum(dim=1)
+
+    def best_tokens(self, batch: Batch) -> Tensor:
+        """(N,) what that term counts: tokens of the best completions, times the judgement's weight."""
+        return (self._best(batch) * batch["tokens"][batch["index"]]).sum(dim=1)
 
     def scored(self, model: Any, batch: Batch) -> Scored:
         """Run the model over the batch, each piece once."""

@@ -30,9 +30,9 @@ from luthier.new.join import join, joined_name
 from luthier.new.roles import Roles
 from luthier.new.sample import look, quoted, refuse_values
 from luthier.new.several import is_folder, several
-from luthier.recipe import MultitaskSettings, read, write
+from luthier.recipe import MultitaskSettings, Recipe, read, write
 
-__all__ = ["new"]
+__all__ = ["drafted", "new"]
 
 
 def new(file: str, to: Path | None, model: str, adapt: str | None, force: bool, keep: bool = False) -> Path:
@@ -57,7 +57,9 @@ def new(file: str, to: Path | None, model: str, adapt: str | None, force: bool, 
     to = _place(path, to)
     if to.exists() and not force:
         if keep:
-            return _kept(to, path)
+            _own(to, path)
+            print(f"Follows the recipe {to}, which was there already.")
+            return to
         raise UserError(
             f"{str(to)!r} exists already.",
             hint="--force writes over it, --to FILE.yaml puts the new one elsewhere.",
@@ -67,29 +69,55 @@ def new(file: str, to: Path | None, model: str, adapt: str | None, force: bool, 
         _write(to, f"# Written by 'luthier new' from {path}. Run it:  luthier tune {quoted(to)}\n" + write(recipe, comments))
         print("\n".join([*said, f"adapt: {recipe.adapt.kind}", f"recipe: {to}", f"next:   luthier tune {quoted(to)}"]))
         return to
-    drafted, said = _drafted(file, to, model, adapt, force)
+    made, said = _drafted(file, to, model, adapt, force)
     head = f"# Written by 'luthier new' from {path.name} ({look(file).says}). Run it:  luthier tune {quoted(to)}\n"
-    _write(to, head + write(drafted.recipe, drafted.comments))
-    print("\n".join([*said, *say.chosen(drafted, to)]))
+    _write(to, head + write(made.recipe, made.comments))
+    print("\n".join([*said, *say.chosen(made, to)]))
     return to
 
 
-def _drafted(file: str, to: Path, model: str, adapt: str | None, force: bool) -> tuple[draft.Drafted, list[str]]:
-    """The recipe of one file, and what was found in it."""
+def drafted(file: str, store: Path, model: str = "pocket") -> tuple[Recipe, str]:
+    """The recipe that `luthier tune FILE` follows, and a sentence about it: the one that lies beside the file, or the one
+    that `new` would write. Nothing is written beside the file.
+
+    Args:
+        file: as `new` takes it.
+        store: a folder for prompts that are made of two columns.
+        model: hub id, folder or "pocket".
+
+    Raises:
+        UserError: as `new`.
+    """
+    path = Path(file)
+    beside_it, here = _place(path, None), Path.cwd() / "recipe.yaml"
+    if beside_it.exists():
+        return _own(beside_it, path), f"Follows the recipe {beside_it}, which was there already."
+    if is_folder(path):
+        recipe, _, _ = several(path, here, model, None, lambda one: _drafted(one, here, model, None, True, store))
+    else:
+        recipe = _drafted(file, here, model, None, True, store)[0].recipe
+    return recipe, f"Read as  luthier new {quoted(path)}  would have it: {recipe.method.kind}, adapt: {recipe.adapt.kind}."
+
+
+def _drafted(
+    file: str, to: Path, model: str, adapt: str | None, force: bool, store: Path | None = None
+) -> tuple[draft.Drafted, list[str]]:
+    """The recipe of one file, and what was found in it; prompts of two columns are joined beside it, or in `store`."""
     path, sample = Path(file), look(file)
     columns = profile([row for _, row in sample.rows])
     if path.suffix.lower() in (".csv", ".tsv"):
         refuse_values([column.name for column in columns], path, columns)
     roles = guess(columns, file)
     if roles.joined:
-        joined = join(path, roles, force)
-        print(f"{path.name}: {' and '.join(roles.joined)} are one prompt: joined, a line each, in {joined}\n")
-        return _drafted(str(joined), to, model, adapt, force)
+        joined = join(path, roles, force, store)
+        if store is None:
+            print(f"{path.name}: {' and '.join(roles.joined)} are one prompt: joined, a line each, in {joined}\n")
+        return _drafted(str(joined), to, model, adapt, force, store)
     checked = draft.check(sample, roles)
     _refuse(checked, roles, file)
     others = beside(path, roles, checked, sample.whole)
-    drafted = draft.draft(file, to, model, adapt, roles, checked, others.files, others.clean, sample.whole)
-    return drafted, [*say.found(path, sample, columns, roles, checked), *others.said]
+    made = draft.draft(file, to, model, adapt, roles, checked, others.files, others.clean, sample.whole)
+    return made, [*say.found(path, sample, columns, roles, checked), *others.said]
 
 
 def _place(path: Path, to: Path | None) -> Path:
@@ -109,7 +137,8 @@ def _place(path: Path, to: Path | None) -> Path:
     return to
 
 
-def _kept(to: Path, path: Path) -> Path:
+def _own(to: Path, path: Path) -> Recipe:
+    """The recipe that is there already, if it is of this file."""
     there = read(to)
     known = there.data.train
     if isinstance(there.method, MultitaskSettings):  # a folder of files: its own recipe lies beside it
@@ -119,8 +148,7 @@ def _kept(to: Path, path: Path) -> Path:
             f"The recipe {str(to)!r} is of other data: {known}.",
             hint=f"Write another:  luthier new {quoted(path)} --to {path.stem}-2.yaml  and tune that.",
         )
-    print(f"Follows the recipe {to}, which was there already.")
-    return to
+    return there
 
 
 def _refuse(checked: draft.Checked, roles: Roles, file: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -19,15 +20,24 @@ def joined_name(path: Path) -> Path:
     return folder / f"{path.stem if path.is_file() else path.name}-joined.jsonl"
 
 
-def join(path: Path, roles: Roles, force: bool) -> Path:
+def join(path: Path, roles: Roles, force: bool, store: Path | None = None) -> Path:
     """Write prompt and completion of every row; what stands in neither column is left behind.
 
     A prompt ends with a line break: prompt and completion are read as one text.
+
+    Args:
+        path: of the file.
+        roles: which columns are the prompt.
+        force: write over what is there.
+        store: a folder to write to; beside the file when None.
 
     Raises:
         UserError: if that file exists already.
     """
     to = joined_name(path)
+    if store is not None:
+        store.mkdir(parents=True, exist_ok=True)
+        to = store / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}-{to.name}"
     if to.exists() and not force:
         raise UserError(
             f"{str(to)!r} exists already.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -129,6 +129,7 @@ def outputs(model: Any, objective: Objective, view: JudgedView, found: np.ndarra
     """
     judged, every = view.judged, np.arange(len(view.sizes))
     rewards, losses, weights, pairs = np.zeros(len(every)), np.zeros(len(judged)), np.zeros(len(judged)), []
+    nats, learned = np.zeros(len(judged)), np.zeros(len(judged))
     columns = {"tokens": torch.from_numpy(view.tokens)}
     columns |= {name: torch.from_numpy(np.asarray(value)) for name, value in view.columns.items()}
     whole = torch.from_numpy(found)
@@ -141,10 +142,14 @@ def outputs(model: Any, objective: Objective, view: JudgedView, found: np.ndarra
         owner = start + objective.owners(batch).numpy()
         np.add.at(losses, owner, (each * weight).double().cpu().numpy())
         np.add.at(weights, owner, weight.double().numpy())
+        if objective.likelihood:
+            nats[ids] = objective.best_nll(batch, scored).double().numpy()
+            learned[ids] = objective.best_tokens(batch).double().numpy()
         rewards = objective.rewards(batch, scored).double().numpy()
         pairs.append(np.stack([batch["chosen"].numpy(), batch["rejected"].numpy(), start + batch["pair_of"].numpy()], axis=1))
     table = np.concatenate(pairs)
-    return set_apart(rewards, found, losses, weights, judged.weight, table if len(table) else thumbs(judged))
+    told = set_apart(rewards, found, losses, weights, judged.weight, table if len(table) else thumbs(judged))
+    return replace(told, best=(nats, learned, objective.sft_weight)) if objective.likelihood else told
 
 
 def _wide(value: torch.Tensor) -> torch.Tensor:
