@@ -146,8 +146,9 @@ def _yardstick(case: Case, headline: PromptView) -> list[dict[str, float]]:
     texts, _ = sampled(crew, headline, rows, "best-of-n of the starting model", start=True, samples=case.teach.best_of)
     asked = [headline.asked(int(row)) for row in rows]
     place = lambda at: headline.place(int(rows[at]))  # noqa: E731
-    gold = None if crew.gold is None else crew.gold(asked, texts, place).total
-    return yardstick.curve(crew.scoring(asked, texts, place).total, gold, case.teach.best_of)
+    others = None if crew.anchors is None else crew.anchors(headline, rows)
+    gold = None if crew.gold is None else crew.gold(asked, texts, place, others).total
+    return yardstick.curve(crew.scoring(asked, texts, place, others).total, gold, case.teach.best_of)
 
 
 def told_of(found: Sampled) -> dict[str, Any]:

@@ -47,6 +47,14 @@ class Judge(Protocol):
         """How far the members of an ensemble differ on each completion (their standard deviation); None if it is none."""
 
 
+@runtime_checkable
+class Comparing(Judge, Protocol):
+    """A judge that reads two answers together: its scores say where an answer stands among its mates, and sum to zero."""
+
+    def against(self, prompts: Sequence[Text], completions: Sequence[Sequence[Text]], others: Sequence[Text]) -> Scores:
+        """(K,) a prompt: the log-odds that each completion is better than the one other answer to that prompt."""
+
+
 # kind -> module:function (part, runs, device) -> Judge. A run's kind is the family that its model folder names.
 JUDGES: dict[str, str] = {
     "function": "luthier.judges.function:open_function",
@@ -133,4 +141,4 @@ def checked(name: str, scores: Sequence[Any], completions: Sequence[Sequence[Tex
     return found
 
 
-__all__ = ["JUDGES", "MEANS", "Judge", "Scores", "Text", "checked", "judge_of"]
+__all__ = ["JUDGES", "MEANS", "Comparing", "Judge", "Scores", "Text", "checked", "judge_of"]

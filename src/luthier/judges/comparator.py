@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,33 +54,40 @@ class ComparatorJudge:
 
     def verdicts(self, prompts: Sequence[Text], completions: Sequence[Sequence[Text]]) -> list[np.ndarray[Any, Any]]:
         """(K, K) a prompt: the log-odds that the first is better than the second; antisymmetric."""
+        compared = self._compared(prompts, completions, lambda count: itertools.combinations(range(count), 2))
+        return [np.array([[one(a, b) for b in range(count)] for a in range(count)]).reshape(count, count) for count, one in compared]
+
+    def against(self, prompts: Sequence[Text], completions: Sequence[Sequence[Text]], others: Sequence[Text]) -> Scores:
+        """(K,) a prompt: the log-odds that each completion is better than the one other answer to that prompt."""
+        several = [[*given, other] for given, other in zip(completions, others, strict=True)]
+        compared = self._compared(prompts, several, lambda count: ((at, count - 1) for at in range(count - 1)))
+        return [np.array([one(at, count - 1) for at in range(count - 1)]) for count, one in compared]
+
+    def _compared(
+        self, prompts: Sequence[Text], completions: Sequence[Sequence[Text]], pairs: Callable[[int], Iterable[tuple[int, int]]]
+    ) -> list[tuple[int, Callable[[int, int], float]]]:
+        """Of each prompt how many completions there are, and the log-odds by their places; of those `pairs` names."""
         if len(prompts) != len(completions):
             raise UserError(f"{len(prompts)} prompts and {len(completions)} lists of completions were given.")
         if not any(len(several) for several in completions):
-            return [np.zeros((0, 0)) for _ in completions]
+            return [(0, lambda one, two: 0.0) for _ in completions]
         rows = rows_of(prompts, completions, chats=False)
         judged = judge_rows(rows)
         named = np.split(judged.starts[judged.item] + judged.which, np.cumsum([len(one) for one in completions])[:-1])
         view = compared_view(
             rows, judged, self.base.tokenizer, self.base.pad_id, self.about.max_length, reads_pairs(self.base)
         )
-        ends = [
-            (first, second)
-            for ids in named
-            for at, first in enumerate(ids.tolist())
-            for second in ids[at + 1 :].tolist()
-            if first != second
-        ]
+        ends = [(int(ids[a]), int(ids[b])) for ids in named for a, b in pairs(len(ids)) if ids[a] != ids[b]]
         table = np.array(ends, dtype=np.int64).reshape(-1, 2)
         keys, back = np.unique(table, axis=0, return_inverse=True)
         z = logits(self.model, view, keys[:, 0], keys[:, 1], self.runner)[back.reshape(-1)] if len(keys) else np.zeros(0)
         known = {tuple(pair): float(value) for pair, value in zip(table.tolist(), z, strict=True)}
-        return [
-            np.array([[known.get((a, b), -known.get((b, a), 0.0)) for b in ids.tolist()] for a in ids.tolist()]).reshape(
-                len(ids), len(ids)
-            )
-            for ids in named
-        ]
+
+        def read(ids: np.ndarray[Any, Any], one: int, two: int) -> float:
+            a, b = int(ids[one]), int(ids[two])
+            return known.get((a, b), -known.get((b, a), 0.0))
+
+        return [(len(ids), functools.partial(read, ids)) for ids in named]
 
     def disagreement(self, prompts: Sequence[Text], completions: Sequence[Sequence[Text]]) -> Scores | None:
         """One model has no second opinion."""

@@ -30,6 +30,18 @@ class FewshotJudge:
         given = [[as_text(one) for one in several] for several in completions]
         return [np.asarray(one, dtype=np.float64) for one in self.comparer.scores(asked, given)]
 
+    def against(self, prompts: Sequence[Text], completions: Sequence[Sequence[Text]], others: Sequence[Text]) -> Scores:
+        """(K,) a prompt: the log-odds that each completion is better than the one other answer to that prompt."""
+        asked = [
+            (as_text(prompt), as_text(one), as_text(other))
+            for prompt, several, other in zip(prompts, completions, others, strict=True)
+            for one in several
+        ]
+        differ = [one != other for _, one, other in asked]
+        found = np.zeros(len(asked))
+        found[differ] = self.comparer.gaps([one for one, is_other in zip(asked, differ, strict=True) if is_other])
+        return np.split(found, np.cumsum([len(several) for several in completions])[:-1])
+
     def disagreement(self, prompts: Sequence[Text], completions: Sequence[Sequence[Text]]) -> Scores | None:
         """One model, both orders averaged: there are no members to differ."""
         return None

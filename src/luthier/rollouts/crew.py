@@ -28,10 +28,12 @@ from luthier.methods.onpolicy import Objective
 from luthier.methods.sft import Sft
 from luthier.models.actor import Actor
 from luthier.models.decoding import start_token
+from luthier.models.sampling import Sampling
 from luthier.models.selftest import bundles_hold
 from luthier.models.sharing import own_bytes, share
 from luthier.recipe import Data, SftSettings
 from luthier.rollouts import trial
+from luthier.rollouts.anchors import Anchors
 from luthier.rollouts.buffer import Buffer, Layout, PromptOf
 from luthier.rollouts.prompts import PromptView
 from luthier.rollouts.reading import Reader
@@ -42,7 +44,7 @@ from luthier.rollouts.trust import doubts
 from luthier.speak import ends_of
 from luthier.training import KEPT, Case
 
-UNMEASURED = ("function", "sum", "fewshot")  # kinds of judges that no held-out judgements have measured
+UNMEASURED = ("function", "sum")  # kinds of judges that no held-out judgements have measured
 PromptsOf = Callable[..., PromptView]
 
 
@@ -52,7 +54,8 @@ class Crew:
 
     Attributes:
         own: samples for trials, whatever samples for rollouts.
-        shown_eval: the eval prompts behind demonstrations, or None.
+        shown_eval, plain_eval: the eval prompts behind demonstrations and without them, or None.
+        anchors: the starting model's answers, or None where no judge compares.
         probes: the first completions of the starting model, its log-probabilities of them, and those of the last trial.
         samples: samples.jsonl: the same held-out prompts over time.
     """
@@ -69,6 +72,8 @@ class Crew:
     seed: int
     samples: Path
     shown_eval: PromptView | None = None
+    plain_eval: PromptView | None = None
+    anchors: Anchors | None = None
     probes: dict[str, Any] = field(default_factory=dict)
 
     def held(self) -> dict[str, int]:
@@ -87,6 +92,10 @@ class Crew:
             "value": value,
             "judges": judges,
         }
+
+    def plain(self, view: PromptView) -> PromptView:
+        """The same prompts without demonstrations."""
+        return self.plain_eval if view is self.shown_eval and self.plain_eval is not None else view
 
     def judges(self) -> dict[str, Any]:
         """Names and how they are put together, for the record."""
@@ -171,17 +180,27 @@ def crew_of(case: Case, prompts_of: PromptsOf) -> Crew:
     told = teach.rollout.demonstrations
     shown = None if told is None else prompts_of(case.gathered.splits["train"], built, teach, store, True, seed)
     eval_rows = case.gathered.splits.get("eval")
+    plain_eval = case.views.get("eval")
+    assert plain_eval is None or isinstance(plain_eval, PromptView)
     shown_eval = None if told is None or eval_rows is None else prompts_of(eval_rows, built, teach, store, True, seed)
+    anchors = None
+    if scoring.compares or (gold is not None and gold.compares):
+        anchors = Anchors(own, actor, _sampling(teach.rollout, seed))
     ptx, rows = pretraining(case) if teach.ptx is not None else (None, 0)
     setup = Setup(
         teach, Objective(teach, case.schema.watch), train, scoring, sampler, reader, layout, seed, plan.steps, plan.batch_size,
         job.console, job.stop, job.folder.path / "rollouts.jsonl", lambda lines: _prove(lines, case),
         not actor.switches or ADAPTERS[built.about.adapt].identity, shown, round(told.until * plan.steps) if told else 0, ptx, rows,
+        anchors,
     )  # fmt: skip
     samples = job.folder.path / "samples.jsonl"
     return Crew(
-        teach, actor, scoring, gold, own, reader, Rollouts(setup), job.console, job.stop, seed, samples, shown_eval
+        teach, actor, scoring, gold, own, reader, Rollouts(setup), job.console, job.stop, seed, samples, shown_eval, plain_eval, anchors
     )
+
+
+def _sampling(told: Any, seed: int) -> Sampling:
+    return Sampling(told.max_new_tokens, told.temperature, told.top_p, told.top_k, told.min_p, tuple(told.stop), seed)
 
 
 def _prove(lines: list[dict[str, Any]], case: Case) -> None:

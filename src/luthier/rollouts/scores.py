@@ -5,6 +5,9 @@ An ensemble's members are judges of one thing (Coste et al. 2024, arXiv:2310.027
     mean          the mean of their scores
     worst         the least of them
     uncertainty   the mean less caution x their variance
+
+A judge that compares has no score of one completion alone, and among the completions of a prompt its scores sum to zero,
+however good all of them are. It says instead how surely each is better than one answer of the starting model.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import UserError
-from luthier.judges import Judge, Text
+from luthier.judges import Comparing, Judge, Text
 
 LONG = 160  # characters of a prompt in a message
 
@@ -55,20 +58,27 @@ class Scoring:
     caution: float = 1.0
     limit: float = 120.0
 
+    @property
+    def compares(self) -> bool:
+        """Whether a judge wants another answer to compare with."""
+        return any(isinstance(judge, Comparing) for judge in self.judges)
+
     def __call__(
-        self, prompts: Sequence[Text], completions: Sequence[Sequence[str]], place: Callable[[int], str]
-    ) -> Scored:
+        self, prompts: Sequence[Text], completions: Sequence[Sequence[str]], place: Callable[[int], str],
+        others: Sequence[str] | None = None,
+    ) -> Scored:  # fmt: skip
         """Ask every judge.
 
         Args:
             prompts: what was asked.
             completions: as many of each.
             place: file and line of a prompt, for messages.
+            others: the starting model's answer to each prompt, for judges that compare.
 
         Raises:
             UserError: for a judge that fails, takes too long, or gives no finite number for each completion.
         """
-        parts = self._voices(prompts, completions, place)
+        parts = self._voices(prompts, completions, place, others)
         stacked = np.stack(list(parts.values()))
         doubt = stacked.std(0, ddof=1) if self.combine != "sum" and len(stacked) > 1 else None
         if self.combine == "sum":
@@ -85,11 +95,15 @@ class Scoring:
         return Scored(total, parts, doubt)
 
     def _voices(
-        self, prompts: Sequence[Text], completions: Sequence[Sequence[str]], place: Callable[[int], str]
+        self, prompts: Sequence[Text], completions: Sequence[Sequence[str]], place: Callable[[int], str],
+        others: Sequence[str] | None,
     ) -> dict[str, np.ndarray]:
         """Scores of each judge; of a run that is an ensemble itself, of each of its members where they are to be combined."""
         found: dict[str, np.ndarray] = {}
         for judge in self.judges:
+            if others is not None and isinstance(judge, Comparing):
+                found[judge.name] = np.stack(judge.against(prompts, completions, others))
+                continue
             several = getattr(judge, "members", None)
             if self.combine == "sum" or several is None:
                 found[judge.name] = self._asked(judge, prompts, completions, place)

@@ -27,6 +27,7 @@ from luthier.methods.onpolicy import PTX, Experience, Objective
 from luthier.models.generate import Answer
 from luthier.models.sampling import Sampling
 from luthier.rollouts import health, reading
+from luthier.rollouts.anchors import Anchors
 from luthier.rollouts.buffer import Buffer, Layout, buffer_of, restored
 from luthier.rollouts.prompts import PromptView
 from luthier.rollouts.reading import Reader
@@ -47,6 +48,7 @@ class Setup:
         kept: at the start the policy is its reference.
         file: rollouts.jsonl.
         prove: is called with the proofs of the first rollout.
+        anchors: the starting model's answers, where a judge compares with them.
     """
 
     teach: Any
@@ -68,6 +70,7 @@ class Setup:
     until: int = 0
     ptx: Any = None
     ptx_rows: int = 0
+    anchors: Anchors | None = None
 
 
 @dataclass
@@ -180,12 +183,14 @@ class Rollouts:
         rows = self._rows()
         setup.sampler.refresh()
         answers = setup.sampler.answers([view.ids(int(row)).tolist() for row in rows], self.sampling())
+        others = None if setup.anchors is None else setup.anchors(setup.view, rows)
         if setup.stop:
             self.number, self.buffer, self.over = self.number - 1, None, True
             raise Interrupted(f"Stopped by {setup.stop.reason} while a rollout was sampled.")
         sampled = time.perf_counter()
         texts = [[answer.text for answer in several] for several in answers]
-        scored = setup.scoring([view.asked(int(row)) for row in rows], texts, lambda at: view.place(int(rows[at])))
+        asked = [setup.view.asked(int(row)) for row in rows]
+        scored = setup.scoring(asked, texts, lambda at: view.place(int(rows[at])), others)
         judged = time.perf_counter()
         buffer = buffer_of(rows, view.ids, [[answer.tokens for answer in several] for several in answers])
         read = self._read(buffer, answers)

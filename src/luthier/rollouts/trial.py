@@ -67,8 +67,11 @@ def tried(crew: Crew, view: PromptView, what: str = "", *, start: bool = False) 
     each = min(MOST, -(-FEWEST // len(view)))
     texts, answers = sampled(crew, view, rows, what, start=start, samples=each)
     asked = [view.asked(at) for at in range(len(view))]
-    scored = crew.scoring(asked, texts, view.place)
-    gold = None if crew.gold is None else crew.gold(asked, texts, view.place).total.mean(1)
+    others = None if crew.anchors is None else crew.anchors(crew.plain(view), rows)
+    if crew.stop:
+        raise Interrupted(f"Stopped by {crew.stop.reason} while completions were sampled.")
+    scored = crew.scoring(asked, texts, view.place, others)
+    gold = None if crew.gold is None else crew.gold(asked, texts, view.place, others).total.mean(1)
     buffer = buffer_of(rows, view.ids, [[answer.tokens for answer in several] for several in answers])
     crew.keep_probe(buffer, start)
     kl = np.zeros(len(view)) if start else kl_of(crew, buffer).reshape(-1, each).mean(1)
