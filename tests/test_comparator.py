@@ -12,17 +12,20 @@ import torch
 import planted
 import tiny
 from luthier.build import base_of
-from luthier.comparing import circles, scores_of
+from luthier.comparing import circles, logits, scores_of
 from luthier.data.examples import RECORDS
 from luthier.data.judgements.compared import ComparedLoader
 from luthier.data.loader import Plan
 from luthier.data.memory import from_memory
+from luthier.engine.log import Console
 from luthier.engine.loss import combine, total_counts
+from luthier.engine.stop import Stop
 from luthier.errors import UserError
 from luthier.families import comparator as family
 from luthier.judges import judge_of
 from luthier.methods import method as method_of
 from luthier.methods.comparator import Comparator, verdict_loss
+from luthier.predict import Runner
 from luthier.recipe import Data, read
 from luthier.run import run
 
@@ -92,6 +95,31 @@ def test_micro_batches_add_up(tmp_path: Path) -> None:
     assert found[0][0] == 1 < found[1][0]
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
     torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", tiny.DECODERS)
+def test_a_bundle_of_pairs_is_its_rows(name: str, tmp_path: Path) -> None:
+    """K outputs, every two both ways round: one bundle a first output, with prompts longer than any window."""
+    rows = planted.rankings(4, 4)
+    for row in rows:
+        row["prompt"] = "say something " * tiny.WINDOW + row["prompt"]
+    rows.append({"prompt": "word " * 60, "completions": ["good " * 60, "bad " * 3, "so"], "ranks": [1, 2, 3]})  # one pair is cut
+    built, view, _, _ = made(tiny.build_model(name, tmp_path / name), rows, max_length=128)
+    model, pairs = built.model, view.pairs(np.arange(len(view)))
+    assert "bundles" in model.forms
+    asked, inner = [], model.one_way
+    model.one_way = lambda batch: (asked.append(int(batch["attention_mask"].sum())), inner(batch))[1]
+    runner = Runner(CPU, "fp32", 2048, Stop(), Console(True), 1.0)
+    together = logits(model, view, pairs.first, pairs.second, runner)
+    read, model.forms = sum(asked), ("rows",)
+    asked.clear()
+    apart = logits(model, view, pairs.first, pairs.second, runner)
+    np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-6)
+    assert np.abs(apart).max() > 1e-4
+    assert read < 0.6 * sum(asked)
+    few = view.bundles(pairs.first, pairs.second)
+    assert few
+    assert all(len(set(pairs.first[some])) == 1 for some in few)
 
 
 def test_long_rows_keep_both_outputs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import planted
 import tiny
 from luthier.errors import UserError
 from luthier.export import export
+from luthier.export.card import BLOCK
 from luthier.judges import judge_of
 from luthier.run import run
 
@@ -65,3 +67,57 @@ def test_what_no_class_can_say_is_refused(tmp_path: Path) -> None:
     folder = tuned("llama", tmp_path, ensemble=2, members="adapters")
     with pytest.raises(UserError, match="ensemble of 2 adapters"):
         export(folder, tmp_path / "out", quiet=True)
+
+
+def test_trl_loads_the_judge_with_equal_scores(tmp_path: Path) -> None:
+    """As RewardTrainer reads a reward model: one output, a padding token that is no EOS; its loss on pairs is that of our scores."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    folder = tuned("llama", tmp_path, "lora")
+    to = export(folder, tmp_path / "out", quiet=True)
+    pairs = [(PROMPT, " kind", " rude on it that of the"), ("what is it", " the of", " kind kind on"), ("a", " b c d", " e")]
+    rows = [{"prompt": prompt, "chosen": better, "rejected": worse} for prompt, better, worse in pairs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TRL and transformers about each other
+        told = trl.RewardConfig(
+            output_dir=str(tmp_path / "trl"), per_device_eval_batch_size=3, use_cpu=True, bf16=False, report_to=[], save_strategy="no",
+            gradient_checkpointing=False, dataloader_pin_memory=False, max_length=64, disable_tqdm=True,
+        )  # fmt: skip
+        data = datasets.Dataset.from_list(rows)
+        trainer = trl.RewardTrainer(model=str(to), args=told, train_dataset=data, eval_dataset=data)
+        found = trainer.evaluate()
+    assert type(trainer.model).__name__ == "LlamaForSequenceClassification"
+    assert trainer.model.config.num_labels == 1
+    tokenizer = trainer.processing_class
+    assert trainer.model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    scores = judge_of(str(folder), device="cpu").scores([prompt for prompt, _, _ in pairs], [list(rest) for _, *rest in pairs])
+    gaps = np.array([one[0] - one[1] for one in scores])
+    assert np.abs(gaps).max() > 1e-4
+    assert found["eval_loss"] == pytest.approx(np.log1p(np.exp(-gaps)).mean(), rel=1e-5)
+    assert found["eval_margin"] == pytest.approx(gaps.mean(), rel=1e-4)
+    assert found["eval_mean_reward"] == pytest.approx(np.concatenate(scores).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "adapt"), [("llama", "lora"), ("gpt2", "full"), ("bert", "lora"), ("roberta", "head")])
+def test_a_comparator_is_exported_as_lines(name: str, adapt: str, tmp_path: Path) -> None:
+    """No class of transformers reads two outputs: backbone, head.safetensors, and lines that a fresh process has run."""
+    data = planted.write(tmp_path / "rows.jsonl", planted.rankings(24, 3))
+    recipe = {
+        "model": tiny.build_model(name, tmp_path / name), "adapt": adapt, "data": {"train": data},
+        "method": {"kind": "ranking", "learner": "judge"},
+        "train": {"steps": 4, "max_length": 64, "device": "cpu", "precision": "fp32"},
+    }  # fmt: skip
+    folder = run(recipe, runs=tmp_path, name="run", quiet=True).folder
+    to = export(folder, tmp_path / "out", quiet=True)
+    assert (to / "head.safetensors").is_file()
+    card = (to / "README.md").read_text(encoding="utf-8")
+    assert "says which is better" in card
+    assert "padded right and left" in card
+    _, load, use = BLOCK.findall(card)[:3]
+    names: dict[str, Any] = {"folder": str(to), "texts": [(PROMPT, *OUTPUTS), (PROMPT, *OUTPUTS[::-1])]}
+    exec(load, names)
+    exec(use, names)
+    judge: Any = judge_of(str(folder), device="cpu")
+    verdict = judge.verdicts([PROMPT], [OUTPUTS])[0][0, 1]
+    np.testing.assert_allclose(names["logits"].numpy(), [verdict, -verdict], rtol=1e-4, atol=1e-6)
+    if adapt == "lora":
+        assert (export(folder, tmp_path / "adapter", form="adapter", quiet=True) / "adapter_config.json").is_file()

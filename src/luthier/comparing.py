@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from luthier.data.judgements.compared import ComparedView, Pairs
 from luthier.data.judgements.judged import ranks_of
-from luthier.data.loader import sweep
+from luthier.data.loader import Batch, sweep
 from luthier.engine.machine import autocast
 from luthier.errors import Interrupted
 from luthier.evaluate.verdicts import Verdicts, tau_of
@@ -25,24 +26,42 @@ Array = npt.NDArray[Any]
 
 @torch.no_grad()
 def logits(model: CompareModel, view: ComparedView, first: Array, second: Array, runner: Runner, what: str = "") -> Array:
-    """z (U,) of pairs of completions: the log-odds that the first is better.
+    """z (U,) of pairs of completions: the log-odds that the first is better. Each is read both ways round.
 
     Raises:
         Interrupted: on request, within one batch.
     """
     model.eval()
-    out, done = np.zeros(len(first)), 0
-    with runner.console.bar(what, len(out)) if what else no_bar() as bar:
-        for ids in sweep(2 * view.length(first, second), len(first), limit=runner.limit, overhead=runner.overhead):
-            batch = {name: value.to(runner.device) for name, value in view.compared(first[ids], second[ids]).items()}
+    found, done = np.zeros(2 * len(first)), 0  # f(first, second), then f(second, first)
+    with runner.console.bar(what, len(found)) if what else no_bar() as bar:
+        for ways, batch in _read(model, view, first, second, runner):
+            moved = {name: value.to(runner.device) for name, value in batch.items()}
             with autocast(runner.device, runner.precision):
-                out[ids] = model(batch).double().cpu().numpy()
-            done += len(ids)
+                found[ways] = model.one_way(moved).double().cpu().numpy()
+            done += len(ways)
             if bar is not None:
                 bar.update(done)
             if runner.stop:
                 raise Interrupted(f"Stopped by {runner.stop.reason} while pairs were compared.")
-    return out
+    one, other = np.split(found, 2)
+    return np.asarray((one - other) / 2)
+
+
+def _read(model: CompareModel, view: ComparedView, first: Array, second: Array, runner: Runner) -> Iterator[tuple[Array, Batch]]:
+    """Batches, and which ways round (0..2U-1: U pairs as given, then turned) they hold: in bundles of one first output
+    where the model takes them, the rest in plain rows."""
+    one, other = np.concatenate([first, second]), np.concatenate([second, first])
+    rest = np.ones(len(one), dtype=bool)
+    bundles = view.bundles(one, other) if "bundles" in model.forms and len(one) else []
+    sizes = np.array([view.bundle_length(one[some[0]], other[some]) for some in bundles], dtype=np.int64)
+    for chosen in sweep(sizes, len(bundles), limit=runner.limit, overhead=runner.overhead):
+        some = [bundles[number] for number in chosen]
+        ways = np.concatenate(some)
+        rest[ways] = False
+        yield ways, view.bundled([(int(one[part[0]]), other[part]) for part in some])
+    left = np.flatnonzero(rest)
+    for ids in sweep(view.length(one[left], other[left]), len(left), limit=runner.limit, overhead=runner.overhead):
+        yield left[ids], view.rows_of(one[left[ids]], other[left[ids]])
 
 
 def verdicts_on(model: CompareModel, view: ComparedView, runner: Runner, what: str = "") -> tuple[Verdicts, Array]:

@@ -21,6 +21,7 @@ WHAT = {
     "multilabel": "gives a text any of {labels} labels",
     "regress": "gives a text a number",
     "tag": "gives every word one of {labels} tags",
+    "compare": "reads a prompt with two outputs and says which is better",
 }
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -81,7 +82,7 @@ def _front(plan: Plan, about: About) -> list[str]:
 def _sentence(about: About, record: Mapping[str, Any]) -> str:
     kind = record.get("model", {}).get("architecture", "transformer")
     what = WHAT[about.task].format(labels=len(about.labels))
-    if about.judging is not None:
+    if about.judging is not None and about.task != "compare":
         what = "scores an output to a prompt; only differences between outputs to one prompt mean something"
     return f"A {kind} model that {what}; made by Luthier {luthier.__version__}."
 
@@ -114,7 +115,13 @@ def _notes(plan: Plan, about: About) -> list[str]:
             "This class reads the last token whose id is not the padding id, whatever the mask says: a text that ends "
             "with the padding token written out would be read one token early."
         )
-    if about.judging is not None:
+    if plan.layout is not None:
+        notes.append(
+            "A row is the prompt with both outputs, and is read both ways round: half the difference is the verdict. Of a "
+            "conversation the prompt is its turns as text, each after its role. Several outputs are compared two by two; verdicts "
+            "may go in circles."
+        )
+    elif about.judging is not None:
         notes.append(_judge_note(plan, about, about.judging))
     sides = " and ".join(plan.sides)
     notes.append(

@@ -22,15 +22,9 @@ def as_scores(run: Folder) -> tuple[TaskModel, About, Base]:
     the worst of them or weighs their uncertainty.
 
     Raises:
-        UserError: for a judge that compares, or an ensemble of adapters.
+        UserError: for an ensemble of adapters.
     """
     told = saved.about(run.model)
-    if told.family == "comparator":
-        raise UserError(
-            f"The run {str(run.path)!r} compares two outputs in one row that it lays out itself: no class of transformers "
-            "says that.",
-            hint="Use it as a judge:  luthier score RUN FILE;  or train  method: reward,  which exports.",
-        )
     known: dict[str, Any] = told.judging or {}
     if known["kind"] == "adapters":
         raise UserError(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 EXAMPLES = {
+    "compare": '[("What was asked?", "One answer.", "Another answer.")]',
     "one": '["The first text.", "And a second one."]',
     "pair": '[("The first text.", "What belongs to it."), ("A second one.", "And its other half.")]',
     "tag": '[["The", "first", "text", "."], ["And", "a", "second", "one", "."]]',
@@ -32,6 +34,7 @@ class Plan:
         poolers: whether the backbone's class makes a pooler unless told not to.
         base, revision: what the adapter goes on; the base's folder or hub id.
         pairs: texts come in pairs.
+        layout: how a prompt and two outputs become a row (see `comparing.Layout`); None for others.
     """
 
     form: str
@@ -48,11 +51,12 @@ class Plan:
     base: str
     revision: str | None
     pairs: bool
+    layout: Any = None
 
 
 def settings(plan: Plan) -> str:
     """What the reader sets."""
-    kind = "tag" if plan.task == "tag" else "pair" if plan.pairs else "one"
+    kind = plan.task if plan.task in ("compare", "tag") else "pair" if plan.pairs else "one"
     return f'folder = "path/of/this/folder"\ntexts = {EXAMPLES[kind]}\n'
 
 
@@ -81,6 +85,8 @@ def loading(plan: Plan) -> str:
 
 def using(plan: Plan) -> str:
     """From `texts` to `logits` and what they say."""
+    if plan.layout is not None:
+        return _comparing(plan)
     split = ", is_split_into_words=True" if plan.task == "tag" else ""
     lines = [
         f"batch = tokenizer(texts{split}, padding=True, truncation=True, max_length={plan.max_length}, "
@@ -92,15 +98,54 @@ def using(plan: Plan) -> str:
         offset = f" + {plan.offset}" if plan.offset else ""
         lines += [f'batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0){offset}']
     lines += ["with torch.no_grad():"]
-    if plan.auto is not None:
-        lines += ["    logits = model(**batch).logits"]
-    else:
-        bias = ' + head["bias"]' if plan.bias else ""
-        lines += ["    states = model(**batch).last_hidden_state", f"    features = {POOLED[plan.pooling]}"]
-        if plan.hidden:
-            lines += [f'    features = torch.{plan.hidden}(features @ head["hidden.weight"].T + head["hidden.bias"])']
-        lines += [f'    logits = features @ head["weight"].T{bias}']
+    lines += ["    logits = model(**batch).logits"] if plan.auto is not None else _joined(plan)
     return "\n".join(lines + _said(plan)) + "\n"
+
+
+def _joined(plan: Plan) -> list[str]:
+    """From a batch to logits, through the backbone and the head beside it."""
+    bias = ' + head["bias"]' if plan.bias else ""
+    lines = ["    states = model(**batch).last_hidden_state", f"    features = {POOLED[plan.pooling]}"]
+    if plan.hidden:
+        lines += [f'    features = torch.{plan.hidden}(features @ head["hidden.weight"].T + head["hidden.bias"])']
+    return [*lines, f'    logits = features @ head["weight"].T{bias}']
+
+
+def _comparing(plan: Plan) -> str:
+    """The same where a row is a prompt with two outputs, read both ways round."""
+    laid = plan.layout
+    (first, second), between = laid.marks, laid.between
+    fixed = len(laid.opens) + 2 * len(between) + len(laid.ends) + len(first) + len(second)
+    lines = [
+        "def row(prompt, one, two):",
+        '    prompt, one, two = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, one, two))',
+        f"    room = {plan.max_length - fixed}",
+        "    if len(prompt) + len(one) + len(two) > room:  # the prompt loses its beginning, the outputs their ends",
+        "        prompt = prompt[-max(1, min(len(prompt), max(room // 2, room - len(one) - len(two)))) :]",
+        "        left = room - len(prompt)",
+        "        one = one[: max(1, left // 2, left - len(two))]",
+        "        two = two[: max(1, left - len(one))]",
+        f"    asked = {laid.opens} + prompt + {between}",
+        f"    said = {first} + one + {between} + {second} + two + {laid.ends}",
+    ]
+    types = ', "token_type_ids": [0] * len(asked) + [1] * len(said)' if laid.typed else ""
+    lines += [
+        f'    return {{"input_ids": asked + said{types}}}',
+        "",
+        "rows = [row(*text) for text in texts] + [row(prompt, two, one) for prompt, one, two in texts]  # both ways round",
+        'batch = tokenizer.pad(rows, padding=True, return_tensors="pt")',
+        'mask = batch["attention_mask"]',
+    ]
+    if plan.positions:
+        offset = f" + {plan.offset}" if plan.offset else ""
+        lines += [f'batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0){offset}']
+    lines += ["with torch.no_grad():", *_joined(plan)]
+    lines += [
+        "one, other = logits[:, 0].chunk(2)",
+        "logits = (one - other) / 2  # turned round, a pair gives the opposite",
+        f"likely = torch.sigmoid(logits / {laid.temperature:.6g})  # that the first output is the better one",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _said(plan: Plan) -> list[str]:

@@ -28,6 +28,7 @@ PROBLEMS = {
     "multilabel": "multi_label_classification",
     "regress": "regression",
     "tag": None,
+    "compare": None,
 }
 
 

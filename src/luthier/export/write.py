@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from luthier.adapters import bridge
 from luthier.adapters.structure import plain
 from luthier.errors import UserError, unwritable
-from luthier.export import fresh, own, spoken
+from luthier.export import comparing, fresh, own, spoken
 from luthier.export.card import card, is_hub
 from luthier.export.fresh import Job, NotEqual, Probe
 from luthier.export.judging import PAD, as_scores
@@ -190,6 +190,8 @@ def tuned(run: Folder, form: str, store: Path) -> Tuned:
             f"The run {str(run.path)!r} started from {told.base!r}, which is an adapter itself: peft loads one on a model.",
             hint="Export the whole model:  --form merged",
         )
+    if told.family == "comparator":
+        return Tuned(run, *comparing.as_verdicts(run))
     model, about, base = as_scores(run) if told.judging is not None else saved.read(run.model)
     return Tuned(run, model, about, base, fresh.probe(model, about, base, run, store))
 
@@ -203,7 +205,8 @@ def write(tuned: Tuned, form: str, folder: Path) -> Written:
     about, base, probe = tuned.about, tuned.base, tuned.probe
     bound = MERGED_BOUND if about.stores == "adapter" else BOUND
     model = TaskModel(bridge.merged(tuned.model.backbone).eval(), tuned.model.head, tuned.model.pooling).eval()
-    found = own.fit(model, about, base, probe, bound, grow=form == "merged")
+    compares = about.task == comparing.TASK  # no class of transformers reads two outputs
+    found = None if compares else own.fit(model, about, base, probe, bound, grow=form == "merged")
     plan = _plan(tuned, model, found, form)
     with load.quiet():
         if form == "adapter":
@@ -231,6 +234,7 @@ def _plan(tuned: Tuned, model: TaskModel, found: Own | None, form: str) -> Plan:
         poolers=joined and hasattr(model.backbone, "pooler"),
         base=base.path if is_hub(about.base) else str(Path(base.path).resolve()), revision=base.revision,
         pairs=about.task != "tag" and isinstance(tuned.probe.texts[0], list),
+        layout=comparing.layout(about, base) if about.task == comparing.TASK else None,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from luthier.models import load, reward
 from luthier.models.load import Base
 from luthier.models.reward import CompareModel, RewardHead
 from luthier.recipe import Judgements, Recipe
+from luthier.scored import forms_of
 from luthier.training import Case
 
 FEW = 6  # judgements that the cheap proofs look at
@@ -54,7 +55,9 @@ def build(recipe: Recipe, base: Base, teach: Any, lesson: Lesson, max_length: in
     draw = (recipe.data.judgements or Judgements()).draw
     told = {"kind": "heads", "members": 1, "temperature": 1.0, "draw": draw}
     about = begun.about("judge", pooling, hidden, max_length, precision, "comparator", told)
-    return Built(CompareModel(begun.backbone, head, pooling), base, about, begun.parameters, begun.start.said)
+    model = CompareModel(begun.backbone, head, pooling)
+    model.forms, model.held = forms_of(model, "encoder" if reads_both else "decoder", kind)
+    return Built(model, base, about, begun.parameters, begun.start.said)
 
 
 def reads_pairs(base: Base) -> bool:
@@ -92,6 +95,10 @@ def before(case: Case) -> None:
         antisymmetric(built.model, train, job.device),
         proofs.accumulated(built.model, case.teach.objective(case.schema, job.device), collate, ids, job.device),
     ]
+    held = built.model.held
+    if held:
+        bound = proofs.BOUND if case.precision == "fp32" else None
+        job.proofs.append(proofs.proof("bundled = separate", held.says, held.error, bound, True))
     job.record["probe"] = features_of(built.model, train, job.device)
     if bridge.is_wrapped(built.model.backbone):
         with bridge.switched_off(built.model.backbone):

@@ -24,10 +24,14 @@ from luthier.judges.reward import LIMIT, rows_of
 from luthier.models import reward
 from luthier.predict import Runner
 from luthier.run import overhead
+from luthier.scored import forms_of
 
 
 class ComparatorJudge:
-    """Scores K outputs by K (K - 1) / 2 comparisons: the mean log-odds of an output against the others.
+    """Scores K outputs in one call by K (K - 1) / 2 comparisons: the mean log-odds of an output against the others.
+
+    Every two are read both ways round; a decoder reads the prompt and the first output once with all second outputs, as a
+    bundle, where it takes bundles.
 
     A single output has the score 0: there is nothing that it could be compared with.
 
@@ -43,6 +47,8 @@ class ComparatorJudge:
         self.temperature = float((self.about.judging or {}).get("temperature", 1.0))
         where = machine.pick_device(device)
         self.model.to(where)
+        reads_both = self.base.encoder or self.base.encoder_decoder
+        self.model.forms, _ = forms_of(self.model, "encoder" if reads_both else "decoder", self.about.adapt)
         parameters = sum(p.numel() for p in self.model.backbone.parameters())
         self.runner = Runner(
             where, self.about.precision, LIMIT, stop or Stop(), Console(True), overhead(parameters, self.base, where)

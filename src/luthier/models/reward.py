@@ -128,11 +128,22 @@ class CompareModel(RewardModel):
     """Verdicts (U,) on pairs of outputs: z(a, b) = (f(a, b) - f(b, a)) / 2, the log-odds that the first is better.
 
     A batch brings 2 U plain rows: U pairs one way round, then the same the other way round.
+
+    Attributes:
+        forms: how pairs may be laid: "bundles" too where the model takes them.
+        held: what the trial of bundles showed, or None where there was none.
     """
+
+    forms: tuple[str, ...] = ("rows",)
+    held: Any = None
+
+    def one_way(self, batch: Batch) -> torch.Tensor:
+        """f of each row, or of each branch of a bundle."""
+        return super().forward(batch)[:, 0]
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """z (U,)."""
-        one, other = super().forward(batch)[:, 0].chunk(2)
+        one, other = self.one_way(batch).chunk(2)
         return (one - other) / 2
 
 

@@ -3,6 +3,9 @@
     encoders    [CLS] prompt [SEP] first [SEP] second [SEP]         token types 0 for the prompt, 1 for the outputs
     decoders    [BOS] prompt A: first B: second [EOS]
 
+A decoder that takes bundles reads what many pairs of an output have in common once: the prompt and the first output are the
+bundle's prompt, each second output is a branch of it. K outputs, every two both ways round, are K bundles of K - 1 branches.
+
 What is too long is cut here: a prompt beyond half the row loses its beginning, outputs lose their ends, each as much of it
 as the other leaves. Conversations are read as text with the roles before the turns.
 """
@@ -19,7 +22,8 @@ import numpy as np
 import torch
 
 from luthier.data import messages as chat
-from luthier.data.bundles import cut, pad
+from luthier.data.bundles import cut, lay, pad
+from luthier.data.bundles.lay import Item
 from luthier.data.examples import Rows
 from luthier.data.judgements.judged import Ints, Judged, ranks_of
 from luthier.data.judgements.loader import JudgedLoader
@@ -82,11 +86,52 @@ class ComparedView(JudgedView):
         ids = np.array([token for part in parts for token in part], dtype=np.int64)
         return ids, np.repeat([0, 1, 1], [len(part) for part in parts])
 
+    def whole(self, first: Ints, second: Ints) -> Ints:
+        """(U,) tokens of the rows of these pairs before anything is cut."""
+        fixed = sum(map(len, self.around)) + len(self.around[1]) + sum(map(len, self.marks))
+        return np.asarray(self.prompts[self.item_of[first]] + self.sizes[first] + self.sizes[second] + fixed)
+
     def length(self, first: Ints, second: Ints) -> Ints:
         """(U,) tokens of the rows of these pairs."""
-        fixed = sum(map(len, self.around)) + len(self.around[1]) + sum(map(len, self.marks))
-        whole = self.prompts[self.item_of[first]] + self.sizes[first] + self.sizes[second] + fixed
-        return np.asarray(np.minimum(whole, self.max_length))
+        return np.minimum(self.whole(first, second), self.max_length)
+
+    def bundles(self, first: Ints, second: Ints) -> list[Ints]:
+        """Which of these pairs (positions) are read together: of one first output several, none of which must be cut, in
+        at most twice the tokens of a row, because a dense mask costs the square."""
+        found: list[Ints] = []
+        fits = np.flatnonzero(self.whole(first, second) <= self.max_length)
+        order = fits[np.argsort(first[fits], kind="stable")]
+        for part in np.split(order, np.flatnonzero(np.diff(first[order])) + 1):
+            shared = self.whole(first[part[:1]], second[part[:1]]) - self._branch(second[part[:1]])
+            room = 2 * self.max_length - shared
+            number = np.cumsum(self._branch(second[part])) // np.maximum(1, room)
+            found += [piece for piece in np.split(part, np.flatnonzero(np.diff(number)) + 1) if len(piece) > 1]
+        return found
+
+    def bundle_length(self, first: int, others: Ints) -> int:
+        """Tokens of a bundle."""
+        one = np.array([first])
+        return int((self.whole(one, others[:1]) - self._branch(others[:1]))[0] + self._branch(others).sum())
+
+    def _branch(self, second: Ints) -> Ints:
+        return np.asarray(len(self.marks[1]) + self.sizes[second] + len(self.around[2]))
+
+    def bundled(self, pairs: Sequence[tuple[int, Ints]]) -> Batch:
+        """A bundle for each (first output, its second outputs); `ends` says where each branch ends, in this order."""
+        opens, between, ends = self.around
+        items: list[Item] = []
+        last, longest = [], 0
+        for first, others in pairs:
+            asked = self.asked[int(self.item_of[first])]
+            parts = [[*opens, *asked, *between, *self.marks[0], *self.said[first], *between]]
+            parts += [[*self.marks[1], *self.said[second], *ends] for second in others.tolist()]
+            sizes = np.array([len(part) for part in parts])
+            ids = np.array([token for part in parts for token in part], dtype=np.int64)
+            items.append((ids, np.repeat(np.arange(len(parts)), sizes), np.zeros(len(ids), dtype=np.int8)))
+            last.append(np.cumsum(sizes)[1:] - 1)
+            longest = max(longest, len(ids))
+        at = np.concatenate([row * longest + places for row, places in enumerate(last)])
+        return lay(items, self.pad_id) | {"ends": torch.from_numpy(at)}
 
     def pairs(self, judgements: Any, most: int | None = None, seed: tuple[int, int] = (0, 0)) -> Pairs:
         """The pairs of these judgements; of each at most so many, drawn from (seed, epoch)."""
@@ -114,7 +159,11 @@ class ComparedView(JudgedView):
 
     def compared(self, first: Ints, second: Ints) -> Batch:
         """The tensors of pairs: U rows in the order given, then U rows the other way round."""
-        rows = [self.row(int(a), int(b)) for a, b in zip([*first, *second], [*second, *first], strict=True)]
+        return self.rows_of(np.concatenate([first, second]), np.concatenate([second, first]))
+
+    def rows_of(self, first: Ints, second: Ints) -> Batch:
+        """The tensors of pairs, one way round."""
+        rows = [self.row(int(a), int(b)) for a, b in zip(first, second, strict=True)]
         ids, mask = pad([row for row, _ in rows], self.pad_id)
         batch: Batch = {"input_ids": ids, "attention_mask": mask}
         if self.typed:
