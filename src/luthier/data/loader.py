@@ -54,6 +54,18 @@ class Step:
     micros: list[Batch]
 
 
+def walk(
+    plan: Plan, start: int, per_epoch: int, order: Callable[[int], np.ndarray]
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Steps `start`, `start` + 1, ... of a plan: number, epoch and sample ids, which are the next of that epoch's order."""
+    ids, held = np.empty(0, dtype=np.int64), -1
+    for number in range(start, plan.steps):
+        epoch, within = divmod(number, per_epoch)
+        if epoch != held:
+            ids, held = order(epoch), epoch
+        yield number, epoch, ids[within * plan.batch_size : (within + 1) * plan.batch_size]
+
+
 class Loader:
     """Steps of a training run, from any step on.
 
@@ -75,12 +87,7 @@ class Loader:
 
     def steps(self, start: int = 0) -> Iterator[Step]:
         """Steps `start`, `start` + 1, ... up to the plan's last."""
-        order, held = np.empty(0, dtype=np.int64), -1
-        for number in range(start, self.plan.steps):
-            epoch, within = divmod(number, self.per_epoch)
-            if epoch != held:
-                order, held = self.order(epoch), epoch
-            ids = order[within * self.plan.batch_size : (within + 1) * self.plan.batch_size]
+        for number, _, ids in walk(self.plan, start, self.per_epoch, self.order):
             yield Step(number, (number + 1) / self.per_epoch, ids, self.micros(ids))
 
     def micros(self, ids: np.ndarray) -> list[Batch]:

@@ -18,11 +18,10 @@ from torch import nn
 
 from luthier.adapters import bridge
 from luthier.adapters.freeze import untie
-from luthier.errors import UserError
 from luthier.models import load, saved, spoken
 from luthier.models.heads import Head, TaskModel
 from luthier.models.multitask import MultiTask, ReaderModel
-from luthier.models.saved import About, weights_hash
+from luthier.models.saved import About
 
 
 def save(model: MultiTask, about: About, tokenizer: Any, folder: Path) -> int:
@@ -68,11 +67,7 @@ def read(folder: Path) -> tuple[MultiTask, About, load.Base]:
         backbone = load.causal(base, attention=about.attention) if writes else load.backbone(base, attention=about.attention)
     else:
         base, backbone = (spoken if writes else saved).started_from(about)
-        if weights_hash(backbone) != about.base_hash:
-            raise UserError(
-                f"The base {about.base!r} is not the one this run was trained on: its weights differ.",
-                hint="Put the old weights back, or train again on the new ones.",
-            )
+        saved.same_base(about, backbone)
         if about.stores == "adapter":
             backbone = bridge.load(backbone, folder)
         elif writes:

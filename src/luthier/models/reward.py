@@ -22,7 +22,7 @@ from luthier.adapters.structure import plain
 from luthier.errors import UserError
 from luthier.models import load, masks, saved
 from luthier.models.heads import Batch, Head, TaskModel
-from luthier.models.saved import About, weights_hash
+from luthier.models.saved import About
 
 SPEED = 10.0  # the few numbers beside the scores move so many times as fast as the last layer: they start far off
 MEMBER = "member-{}"  # name of the adapter of a further member; the first is peft's own "default"
@@ -211,11 +211,7 @@ def read(folder: Path, family: str = "reward") -> tuple[Any, About, load.Base]:
         backbone = load.backbone(base, attention=told.attention)
     else:
         base, backbone = saved.started_from(told)
-        if weights_hash(backbone) != told.base_hash:
-            raise UserError(
-                f"The base {told.base!r} is not the one this run was trained on: its weights differ.",
-                hint="Put the old weights back, or train again on the new ones.",
-            )
+        saved.same_base(told, backbone)
     names: tuple[str, ...] = ()
     if told.stores == "adapter":
         backbone = bridge.load(backbone, folder)

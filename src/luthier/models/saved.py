@@ -170,6 +170,19 @@ def head_of(folder: Path, told: About) -> Head:
     return head
 
 
+def same_base(told: About, backbone: nn.Module) -> None:
+    """Check what a run stands on.
+
+    Raises:
+        UserError: if the base is not the one that the run was trained on.
+    """
+    if weights_hash(backbone) != told.base_hash:
+        raise UserError(
+            f"The base {told.base!r} is not the one this run was trained on: its weights differ.",
+            hint="Put the old weights back, or train again on the new ones.",
+        )
+
+
 def read(folder: Path) -> tuple[TaskModel, About, load.Base]:
     """The tuned model in evaluation mode.
 
@@ -186,11 +199,7 @@ def read(folder: Path) -> tuple[TaskModel, About, load.Base]:
         backbone = load.backbone(base, attention=told.attention)
     else:
         base, backbone = started_from(told)
-        if weights_hash(backbone) != told.base_hash:
-            raise UserError(
-                f"The base {told.base!r} is not the one this run was trained on: its weights differ.",
-                hint="Put the old weights back, or train again on the new ones.",
-            )
+        same_base(told, backbone)
         if told.stores == "adapter":
             backbone = bridge.load(backbone, folder)
     base = replace(base, tokenizer=load.tokenizer_of(str(folder)))  # the run's own copy, whatever became of the base's

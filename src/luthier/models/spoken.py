@@ -21,7 +21,7 @@ from luthier.adapters.structure import plain
 from luthier.errors import UserError
 from luthier.models import load, saved
 from luthier.models.language import LanguageModel
-from luthier.models.saved import ABOUT, About, weights_hash
+from luthier.models.saved import ABOUT, About
 
 
 def save(model: LanguageModel, about: About, tokenizer: Any, folder: Path) -> int:
@@ -85,11 +85,7 @@ def read(folder: Path) -> tuple[LanguageModel, About, load.Base]:
         backbone = load.causal(base, attention=told.attention)
     else:
         base, backbone = started_from(told)
-        if weights_hash(backbone) != told.base_hash:
-            raise UserError(
-                f"The base {told.base!r} is not the one this run was trained on: its weights differ.",
-                hint="Put the old weights back, or train again on the new ones.",
-            )
+        saved.same_base(told, backbone)
         if told.stores == "adapter":
             backbone = bridge.load(backbone, folder)
         else:

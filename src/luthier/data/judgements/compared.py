@@ -28,7 +28,7 @@ from luthier.data.examples import Rows
 from luthier.data.judgements.judged import Ints, Judged, ranks_of
 from luthier.data.judgements.loader import JudgedLoader
 from luthier.data.judgements.view import JudgedView
-from luthier.data.loader import Batch, Plan, Step
+from luthier.data.loader import Batch, Plan, Step, walk
 from luthier.data.render import Encoded, fingerprint
 
 MARKS = ("\n\nA: ", "\n\nB: ")  # before the outputs in what a decoder reads
@@ -192,12 +192,7 @@ class ComparedLoader(JudgedLoader):
 
     def steps(self, start: int = 0) -> Iterator[Step]:
         """Steps `start`, `start` + 1, ... up to the plan's last."""
-        order, held = np.empty(0, dtype=np.int64), -1
-        for number in range(start, self.plan.steps):
-            epoch, within = divmod(number, self.per_epoch)
-            if epoch != held:
-                order, held = self.order(epoch), epoch
-            ids = order[within * self.plan.batch_size : (within + 1) * self.plan.batch_size]
+        for number, epoch, ids in walk(self.plan, start, self.per_epoch, self.order):
             pairs = self.compared.pairs(ids, self.most, (self.plan.seed, epoch))
             yield Step(number, (number + 1) / self.per_epoch, ids, self.cut(pairs))
 

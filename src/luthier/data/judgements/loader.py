@@ -8,7 +8,7 @@ import numpy as np
 
 from luthier.data.judgements.judged import Ints
 from luthier.data.judgements.view import JudgedView
-from luthier.data.loader import Batch, Plan, Step
+from luthier.data.loader import Batch, Plan, Step, walk
 
 DRAWS = ("prompts", "judgements")
 
@@ -49,12 +49,7 @@ class JudgedLoader:
 
     def steps(self, start: int = 0) -> Iterator[Step]:
         """Steps `start`, `start` + 1, ... up to the plan's last."""
-        order, held = np.empty(0, dtype=np.int64), -1
-        for number in range(start, self.plan.steps):
-            epoch, within = divmod(number, self.per_epoch)
-            if epoch != held:
-                order, held = self.order(epoch), epoch
-            ids = order[within * self.plan.batch_size : (within + 1) * self.plan.batch_size]
+        for number, _, ids in walk(self.plan, start, self.per_epoch, self.order):
             yield Step(number, (number + 1) / self.per_epoch, ids, self.micros(ids))
 
     def micros(self, ids: Ints) -> list[Batch]:
