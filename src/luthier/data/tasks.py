@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from luthier.data.bundles import cut
 from luthier.data.examples import Rows
@@ -102,6 +103,33 @@ class TaskViews(View):
         return list(self.tasks.values())[task].place(int(position - self.starts[task]))
 
 
+COLUMN = 2**28  # bytes; features of all tasks up to this size are held in memory, as one column
+
+
+@dataclass(frozen=True)
+class Column:
+    """All rows of all tasks in one place, where all of them are cached pooled features of tasks whose heads are joined.
+
+    Attributes:
+        group: the joined group.
+        features: (rows, width), one task below the other.
+        targets: (rows, ...) laid out among the outputs of all heads.
+        number: (rows,) of the row's task within the group.
+    """
+
+    group: str
+    features: np.ndarray
+    targets: np.ndarray
+    number: np.ndarray
+
+    def batch(self, ids: np.ndarray) -> Batch:
+        """Rows by their number over all tasks."""
+        return {
+            "pooled": torch.from_numpy(self.features[ids]), f"{self.group}/task": torch.from_numpy(self.number[ids]),
+            f"{self.group}/targets": torch.from_numpy(self.targets[ids]),
+        }  # fmt: skip
+
+
 class TaskLoader:
     """Steps whose micro-batches hold rows of several tasks.
 
@@ -116,12 +144,14 @@ class TaskLoader:
         alike: task -> a name; tasks of one name may share micro-batches.
         join: rows by task -> one micro-batch.
         apart: the steps at which each task has micro-batches of its own.
+        column: all rows in one place, where that serves; `join` makes the same micro-batches, row by row of each task.
     """
 
     def __init__(
         self, views: TaskViews, mixture: Mixture, plan: Plan, alike: Mapping[str, str], join: Callable[[Members], Batch],
-        apart: Callable[[int], bool] = lambda step: False,
+        apart: Callable[[int], bool] = lambda step: False, column: Column | None = None,
     ) -> None:  # fmt: skip
+        self.column = column
         self.views, self.mixture, self.plan, self.alike, self.join, self.apart = views, mixture, plan, alike, join, apart
         self.names = list(views.tasks)
         self.per_epoch = -(-len(mixture) // plan.batch_size)
@@ -164,25 +194,28 @@ class TaskLoader:
 
     def micros(self, tasks: np.ndarray, rows: np.ndarray, apart: bool) -> list[Batch]:
         """The micro-batches of these rows."""
-        groups: dict[str, list[int]] = {}
-        for task in np.unique(tasks).tolist():
+        if self.column is not None and not apart:
+            return [self.column.batch(self.views.starts[tasks] + rows)]
+        order = np.argsort(tasks, kind="stable")
+        rows, counts = rows[order], np.bincount(tasks, minlength=len(self.names))
+        ends = np.cumsum(counts)
+        groups: dict[str, Members] = {}
+        for task in np.flatnonzero(counts).tolist():
             name = self.names[task]
-            groups.setdefault(name if apart else self.alike[name], []).append(task)
-        return [micro for members in groups.values() for micro in self._cut(members, tasks, rows)]
+            own = rows[ends[task] - counts[task] : ends[task]]
+            groups.setdefault(name if apart else self.alike[name], []).append((name, own))
+        return [self.join(micro) for members in groups.values() for micro in self._cut(members)]
 
-    def _cut(self, members: Sequence[int], tasks: np.ndarray, rows: np.ndarray) -> Iterator[Batch]:
-        chosen = np.flatnonzero(np.isin(tasks, members))
-        tasks, rows = tasks[chosen], rows[chosen]
-        views = [self.views.tasks[name] for name in self.names]
-        if any(views[task].lengths is None for task in members):
-            parts = [np.arange(len(tasks))]
-        else:
-            lengths = np.zeros(len(tasks), dtype=np.int64)
-            for task in members:
-                mine = tasks == task
-                lengths[mine] = views[task].encoded.lengths[rows[mine]]
-            parts = cut(lengths, overhead=self.plan.overhead, limit=self.plan.micro_tokens)
-        for part in parts:
-            yield self.join([
-                (self.names[task], rows[part][tasks[part] == task]) for task in members if (tasks[part] == task).any()
-            ])  # fmt: skip
+    def _cut(self, members: Members) -> Iterator[Members]:
+        views = self.views.tasks
+        if any(views[name].lengths is None for name, _ in members):
+            yield members
+            return
+        lengths = np.concatenate([views[name].encoded.lengths[rows] for name, rows in members])
+        starts = np.concatenate([[0], np.cumsum([len(rows) for _, rows in members])])
+        for part in cut(lengths, overhead=self.plan.overhead, limit=self.plan.micro_tokens):
+            within = np.split(np.sort(part), np.searchsorted(np.sort(part), starts[1:-1]))
+            yield [
+                (name, rows[chosen - start])
+                for (name, rows), chosen, start in zip(members, within, starts[:-1], strict=True) if len(chosen)
+            ]  # fmt: skip

@@ -57,10 +57,16 @@ class View:
         origin = self.encoded.origin
         return self.rows.place(position if origin is None else int(origin[position]))
 
+    def pooled(self, ids: np.ndarray) -> np.ndarray:
+        """Cached pooled features (rows, width) of these rows."""
+        assert self.features is not None
+        found: np.ndarray = np.asarray(self.features)[ids]
+        return found
+
     def inputs(self, ids: np.ndarray, side: str = "right") -> Batch:
         """What the model reads of these rows: (rows, longest) tensors, or cached features."""
         if self.feature_kind == "pooled" and self.features is not None:
-            return {"pooled": torch.from_numpy(np.asarray(self.features[ids]))}
+            return {"pooled": torch.from_numpy(self.pooled(ids))}
         encoded = self.encoded
         tokens, mask = pad([encoded.row(encoded.ids, i) for i in ids], self.pad_id, side)
         batch = {"input_ids": tokens, "attention_mask": mask}

@@ -16,9 +16,9 @@ from torch import nn
 from luthier.engine import checkpoint, optimizer
 from luthier.engine.hooks import Hooks
 from luthier.engine.log import Console, Log
-from luthier.engine.loss import Learner, Tally, combine, total_counts
+from luthier.engine.loss import Learner, Loss, Tally, combine, total_counts
 from luthier.engine.machine import autocast
-from luthier.engine.rule import Gradients, Rule, Terms, put_aside, put_back
+from luthier.engine.rule import Gradients, Rule, put_aside, put_back
 from luthier.engine.stop import Stop
 from luthier.errors import Interrupted
 
@@ -223,7 +223,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm, tally.means() | figures
 
-    def _backward(self, terms: Terms, totals: Mapping[str, float], apart: dict[str, Gradients] | None) -> torch.Tensor:
+    def _backward(self, terms: Loss, totals: Mapping[str, float], apart: dict[str, Gradients] | None) -> torch.Tensor:
         """The gradient of one micro-batch: onto the parameters, or put aside group by group; its part of the loss."""
         if apart is None or self.rule is None:
             part = combine(terms, totals)

@@ -32,13 +32,32 @@ class Term(Protocol):
         """Of the term in the total, a scalar tensor where it is learned; 0 for a figure that is only logged."""
 
 
+class Terms(Protocol):
+    """Several terms whose sums are made at once, each with a count of its own."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the terms; the sum of one that the micro-batch does not hold is zero."""
+
+    @property
+    def sum(self) -> torch.Tensor:
+        """(names,), the sums over the micro-batch."""
+
+    @property
+    def weight(self) -> float | torch.Tensor:
+        """One for all or (names,)."""
+
+
+Loss = Mapping[str, Term | Terms]
+
+
 class Learner(Protocol):
     """What the engine needs of a method."""
 
     def counts(self, batch: Batch) -> Mapping[str, float]:
         """Count of each term, before any forward pass."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Term]:
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """The terms of one micro-batch."""
 
 
@@ -51,11 +70,23 @@ def total_counts(learner: Learner, micros: Iterable[Batch]) -> dict[str, float]:
     return totals
 
 
-def combine(loss: Mapping[str, Term], totals: Mapping[str, float]) -> torch.Tensor:
+def combine(loss: Loss, totals: Mapping[str, float]) -> torch.Tensor:
     """What one micro-batch adds to the step's loss: sum over terms of weight x sum / total count."""
     counted = {name: term for name, term in loss.items() if isinstance(term.weight, torch.Tensor) or term.weight != 0}
-    parts = [term.sum * (term.weight / max(totals[name], 1e-12)) for name, term in counted.items()]
+    parts = [
+        _together(term, names, totals) if (names := getattr(term, "names", ()))
+        else term.sum * (term.weight / max(totals[name], 1e-12))
+        for name, term in counted.items()
+    ]  # fmt: skip
     return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
+
+
+def _together(terms: Term | Terms, names: tuple[str, ...], totals: Mapping[str, float]) -> torch.Tensor:
+    """Several terms, each over its own total count; those that no micro-batch of the step counts are left out."""
+    plain = 1.0 if isinstance(terms.weight, torch.Tensor) else terms.weight
+    shares = [plain / count if (count := totals.get(name, 0.0)) > 0 else 0.0 for name in names]
+    each = torch.tensor(shares, dtype=terms.sum.dtype, device=terms.sum.device)
+    return terms.sum @ (each * terms.weight if isinstance(terms.weight, torch.Tensor) else each)
 
 
 class Tally:
@@ -66,15 +97,22 @@ class Tally:
 
     def __init__(self, totals: Mapping[str, float]) -> None:
         self.totals, self.sums = totals, dict[str, torch.Tensor]()
+        self.names: dict[str, tuple[str, ...]] = {}
 
-    def add(self, loss: Mapping[str, Term]) -> None:
+    def add(self, loss: Loss) -> None:
         """The terms of one micro-batch."""
         if len(self.totals) < 2:
             return
         for name, term in loss.items():
             value = term.sum.detach()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.names[name] = getattr(term, "names", (name,))
 
     def means(self) -> dict[str, float]:
         """Each term's sum over its count; terms without any count in this step are left out."""
-        return {name: value.item() / self.totals[name] for name, value in self.sums.items() if self.totals[name] > 0}
+        found: dict[str, float] = {}
+        for key, values in self.sums.items():
+            for name, value in zip(self.names[key], values.reshape(-1).tolist(), strict=True):
+                if self.totals.get(name, 0.0) > 0:
+                    found[name] = found.get(name, 0.0) + value / self.totals[name]
+        return found

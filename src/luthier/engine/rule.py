@@ -11,10 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
-from luthier.engine.loss import Term
+from luthier.engine.loss import Loss
 
 Gradients = dict[str, torch.Tensor]  # by name of the parameter; one without a gradient is left out
-Terms = Mapping[str, Term]
 
 
 class Rule(Protocol):
@@ -23,7 +22,7 @@ class Rule(Protocol):
     def apart(self, step: int) -> bool:
         """Whether the gradients of this step (0-based) are wanted group by group."""
 
-    def groups(self, terms: Terms) -> Mapping[str, Terms]:
+    def groups(self, terms: Loss) -> Mapping[str, Loss]:
         """The terms of a micro-batch, by group; every term is in one, and every group has one that counts."""
 
     def merge(

@@ -60,14 +60,16 @@ def build(recipe: Recipe, base: Base, teach: Multitask, schema: Lessons, max_len
         told[name] = replace(
             made.about, task=own.task, labels=own.labels, pooling=poolings[name], hidden=None, family="labels", speech=None
         )
+    carried = _carry(recipe, told, heads)
     model = MultiTask(backbone, heads, poolings, schema.writes, balanced=teach.balance.kind == "uncertainty")
+    model.join(schema.groups)
+    model.carried = carried
     if teach.balance.kind in RULES and len(told) > 1 and not _shares(model, schema):
         raise UserError(
             f"balance: {teach.balance.kind} weighs gradients of what the tasks share, and with adapt: {recipe.adapt.kind} "
             "nothing that they share learns.",
             where=recipe.where("method", "balance"), hint="Take balance: equal or uncertainty, or adapt: lora.",
         )  # fmt: skip
-    model.carried = _carry(recipe, told, heads)
     said = (f"the heads of {', '.join(sorted(model.carried))} go on learning",) if model.carried else ()
     about = replace(
         made.about, task="multitask", labels=(), pooling="none", hidden=None, family="multitask", speech=None,
@@ -270,7 +272,7 @@ def loader(case: Case) -> TaskLoader:
     train, teach = _views(case)["train"], case.teach
     return TaskLoader(
         train, teach.mixture(train, case.recipe.seed), case.plan, teach.alike(train),
-        lambda part: teach.collate(train, part, case.schema), rule(case).apart,
+        lambda part: teach.collate(train, part, case.schema), rule(case).apart, teach.column(train, case.schema),
     )  # fmt: skip
 
 
@@ -372,7 +374,7 @@ def _finish(case: Case, name: str, part: Case) -> None:
     about: About = replace(joint.parts_of(case.built.about)[name], part=f"../../../model:{name}")
     own.folder.model.mkdir(exist_ok=True)
     replace_text(own.folder.model / ABOUT, json.dumps(asdict(about), indent=1))
-    head = part.built.model.head.parameters() if isinstance(part.built.model, TaskModel) else ()
+    head = part.built.model.head.weights().values() if isinstance(part.built.model, TaskModel) else ()
     own.record |= {
         "stored_bytes": sum(p.numel() * p.element_size() for p in head), "peak_bytes": job.record["peak_bytes"], "proofs": [],
         "lr": job.record["lr"],

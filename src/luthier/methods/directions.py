@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from luthier.methods.objectives import balance
-from luthier.methods.protocol import Term
 from luthier.recipe import Balance
 
 Gradients = dict[str, torch.Tensor]
@@ -54,9 +53,9 @@ class TaskRule:
         """On every step, or on those where directions are compared."""
         return len(self.names) > 1 and (self.settings.kind in RULES or step in self.compared)
 
-    def groups(self, terms: Mapping[str, Term]) -> dict[str, dict[str, Term]]:
-        """By task: `intent` and `intent/log-variance` are one."""
-        found: dict[str, dict[str, Term]] = {}
+    def groups(self, terms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """By task: `intent` and `intent/log-variance` are one. A micro-batch of these steps holds one task."""
+        found: dict[str, dict[str, Any]] = {}
         for name, term in terms.items():
             found.setdefault(name.partition("/")[0], {})[name] = term
         return found

@@ -11,7 +11,8 @@ work on the gradients (objectives.balance, directions).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -22,12 +23,13 @@ from torch import nn
 from luthier.data.bundles import join
 from luthier.data.loader import Batch
 from luthier.data.mixture import Mixture
-from luthier.data.tasks import Members, TaskRows, TaskViews
+from luthier.data.tasks import COLUMN, Column, Members, TaskRows, TaskViews
 from luthier.data.view import TextView
 from luthier.errors import UserError
 from luthier.methods import WRITTEN, method
+from luthier.methods.joined import Group
 from luthier.methods.objectives import balance
-from luthier.methods.protocol import Term
+from luthier.methods.protocol import Term, Terms
 from luthier.methods.supervised import IGNORED, LOSSES
 from luthier.recipe import MultitaskSettings, SftSettings, SupervisedSettings, TaskSettings
 from luthier.recipe.multitask import LABELLED
@@ -56,6 +58,26 @@ class Lessons:
     schemas: dict[str, Any]
     task: str = "multitask"
     labels: tuple[str, ...] = field(default=())
+
+    @functools.cached_property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Tasks of one kind and one pooling, where there are several: their heads are one layer and one term of the loss."""
+        found: dict[str, list[str]] = {}
+        for name, teach in self.teachers.items():
+            if name not in self.writes:
+                pooling = "" if self.schemas[name].task == "tag" or not teach.pooling else f"-{teach.pooling}"
+                found.setdefault(f"*{self.schemas[name].task}{pooling}", []).append(name)
+        return {group: tuple(names) for group, names in found.items() if len(names) > 1}
+
+    @functools.cached_property
+    def layouts(self) -> dict[str, Group]:
+        """Each group's outputs, on the CPU: where targets are laid."""
+        return {group: Group.of(names, self.schemas, torch.device("cpu")) for group, names in self.groups.items()}
+
+    @functools.cached_property
+    def places(self) -> dict[str, tuple[str, int]]:
+        """Task -> its group and its number there."""
+        return {name: (group, number) for group, names in self.groups.items() for number, name in enumerate(names)}
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -89,16 +111,44 @@ class Multitask(MultitaskSettings):
         return Mixture.of([len(view) for view in views.tasks.values()], self.mix, list(views.tasks), seed)
 
     def collate(self, views: TaskViews, members: Members, lessons: Lessons) -> Batch:
-        """Rows of the tasks one below the other, and the targets of each."""
-        parts = {name: lessons.teachers[name].collate(views.tasks[name], ids, lessons.schemas[name]) for name, ids in members}
-        targets = {f"{name}/targets": part.pop("targets") for name, part in parts.items()}
-        batch = join(list(parts.values()), views.pad_id)
-        for name in parts:
-            if targets[f"{name}/targets"].ndim == 2 and lessons.schemas[name].task == "tag":
-                own = targets[f"{name}/targets"]
-                wide = batch["pooled" if "pooled" in batch else "input_ids"].shape[1]
-                targets[f"{name}/targets"] = nn.functional.pad(own, (0, wide - own.shape[1]), value=IGNORED)
-        return batch | targets
+        """Rows of the tasks one below the other, and the targets of each task, or of each joined group together."""
+        together: dict[str, Members] = {}
+        for name, ids in members:
+            together.setdefault(lessons.places[name][0] if name in lessons.places else name, []).append((name, ids))
+        together = {(key if len(found) > 1 else found[0][0]): found for key, found in together.items()}
+        each = [(name, views.tasks[name], ids) for found in together.values() for name, ids in found]
+        if all(view.feature_kind == "pooled" for _, view, _ in each):
+            batch: Batch = {"pooled": torch.from_numpy(np.concatenate([view.pooled(ids) for _, view, ids in each]))}
+            targets = {name: view.targets[ids] for name, view, ids in each}
+        else:
+            parts = {name: lessons.teachers[name].collate(view, ids, lessons.schemas[name]) for name, view, ids in each}
+            targets = {name: part.pop("targets").numpy() for name, part in parts.items()}
+            batch = join(list(parts.values()), views.pad_id)
+        wide = batch["pooled" if "pooled" in batch else "input_ids"].shape[1]
+        for name, own in targets.items():
+            if own.ndim == 2 and lessons.schemas[name].task == "tag":
+                targets[name] = np.pad(own, ((0, 0), (0, wide - own.shape[1])), constant_values=IGNORED)
+        for key, found in together.items():
+            if key in lessons.groups:
+                task = np.repeat([lessons.places[name][1] for name, _ in found], [len(ids) for _, ids in found])
+                batch[f"{key}/task"] = torch.from_numpy(task)
+                laid = lessons.layouts[key].targets([targets[name] for name, _ in found], task)
+                batch[f"{key}/targets"] = torch.from_numpy(laid)
+            else:
+                batch[f"{key}/targets"] = torch.from_numpy(targets[key])
+        return batch
+
+    def column(self, views: TaskViews, lessons: Lessons) -> Column | None:
+        """All rows in one place, where every task's are cached vectors, their heads are one layer, and memory allows it."""
+        parts = list(views.tasks.values())
+        if len(lessons.groups) != 1 or len(lessons.places) < len(parts) or any(part.feature_kind != "pooled" for part in parts):
+            return None
+        (key,) = lessons.groups
+        if sum(part.features.nbytes for part in parts if part.features is not None) > COLUMN:
+            return None
+        number = np.repeat([lessons.places[name][1] for name in views.tasks], [len(part) for part in parts])
+        targets = lessons.layouts[key].targets([part.targets for part in parts], number)
+        return Column(key, np.concatenate([np.asarray(part.features) for part in parts]), targets, number)
 
     def alike(self, views: TaskViews) -> dict[str, str]:
         """Which tasks may share micro-batches: those that the trunk reads in the same form."""
@@ -110,7 +160,8 @@ class Multitask(MultitaskSettings):
     def objective(self, lessons: Lessons, device: torch.device) -> Objective:
         """What the engine steps on."""
         own = {name: teach.objective(lessons.schemas[name], device) for name, teach in lessons.teachers.items()}
-        return Objective(own, lessons, self.balance.kind, self.balance.weights or {})
+        groups = {key: Group.of(names, lessons.schemas, device) for key, names in lessons.groups.items()}
+        return Objective(own, lessons, self.balance.kind, self.balance.weights or {}, groups)
 
 
 @dataclass
@@ -121,43 +172,71 @@ class Objective:
     lessons: Lessons
     kind: str
     weights: Mapping[str, float]
+    groups: Mapping[str, Group]
 
     def counts(self, batch: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """What each task's own method counts."""
         found: dict[str, float] = {}
-        for name in _tasks(batch):
-            found[name] = self.own[name].counts({"targets": batch[f"{name}/targets"]})["loss"]
-            if self.kind == "uncertainty":
-                found[f"{name}/log-variance"] = found[name]
+        for key in _keys(batch):
+            targets = batch[f"{key}/targets"]
+            if key in self.groups:
+                each = zip(self.groups[key].names, self.groups[key].counts(targets, batch[f"{key}/task"]), strict=True)
+                found |= {name: count for name, count in each if count}
+            else:
+                found[key] = self.own[key].counts({"targets": targets})["loss"]
+        if self.kind == "uncertainty":
+            found |= {f"{name}/log-variance": count for name, count in found.items()}
         return found
 
-    def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, Term]:
-        """One term a task, two where variances are learned."""
-        several: Any = model
-        counts, terms = self.counts(batch), {}
-        for name, value in self.sums(several, batch).items():
-            terms[name] = Term(value, counts[name], self.weights.get(name, 1.0))
+    def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, Term | Terms]:
+        """A term for each task, and one beside it where variances are learned; those of a joined group at once."""
+        sums = self.sums(model, batch)
+        counts = {} if self.kind != "uncertainty" and sums.keys() <= self.groups.keys() else self.counts(batch)
+        terms: dict[str, Term | Terms] = {}
+        for key, value in sums.items():
+            names = self.groups[key].names if key in self.groups else ()
+            weight = self._weight(model, key)
+            terms[key] = Terms(names, value, weight) if names else Term(value, counts[key], weight)
             if self.kind == "uncertainty":
-                variance = several.log_variance[several.names.index(name)]
-                squared = self.lessons.schemas[name].task == "regress"
-                terms[name] = Term(value, counts[name], balance.uncertainty(variance, squared))
-                terms[f"{name}/log-variance"] = Term(variance * counts[name], counts[name], 0.5)
+                variance, many = self._variance(model, names or (key,)), tuple(f"{name}/log-variance" for name in names)
+                each = variance * variance.new_tensor([counts.get(name, 0.0) for name in names or (key,)])
+                one = f"{key}/log-variance"
+                terms[one] = Terms(many, each, 0.5) if names else Term(each[0], counts[key], 0.5)
         return terms
 
+    def _variance(self, model: Any, names: Sequence[str]) -> torch.Tensor:
+        """(names,) s of these tasks."""
+        found: torch.Tensor = model.log_variance[[model.names.index(name) for name in names]]
+        return found
+
+    def _weight(self, model: nn.Module, key: str) -> float | torch.Tensor:
+        """How much a task counts, or (tasks,) each of a joined group."""
+        names = self.groups[key].names if key in self.groups else (key,)
+        if self.kind == "uncertainty":
+            squared = self.lessons.schemas[names[0]].task == "regress"
+            found = balance.uncertainty(self._variance(model, names), squared)
+        elif self.weights:
+            found = next(model.parameters()).new_tensor([self.weights.get(name, 1.0) for name in names])
+        else:
+            return 1.0
+        return found if key in self.groups else found[0]
+
     def sums(self, model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Each task's sum over its rows of the micro-batch; the trunk runs once."""
-        names = _tasks(batch)
+        """Each task's sum over its rows of the micro-batch, of a joined group (tasks,); the trunk runs once."""
+        keys = _keys(batch)
         if "at" in batch:
-            (name,) = names
+            (name,) = keys
             return {name: model.tasks[name].nll({**batch, "targets": batch[f"{name}/targets"]})}
-        targets = {name: batch[f"{name}/targets"] for name in names}
-        logits = model.outputs(batch, {name: len(value) for name, value in targets.items()})
+        targets = {key: batch[f"{key}/targets"] for key in keys}
+        logits = model.outputs(batch, {key: len(value) for key, value in targets.items()})
         return {
-            name: LOSSES[self.lessons.schemas[name].task](logits[name], targets[name], self.own[name].weights) for name in names
-        }
+            key: self.groups[key].sums(logits[key], targets[key], batch[f"{key}/task"]) if key in self.groups
+            else LOSSES[self.lessons.schemas[key].task](logits[key], targets[key], self.own[key].weights)
+            for key in keys
+        }  # fmt: skip
 
 
-def _tasks(batch: Mapping[str, torch.Tensor]) -> list[str]:
+def _keys(batch: Mapping[str, torch.Tensor]) -> list[str]:
     return [key.removesuffix("/targets") for key in batch if key.endswith("/targets")]
 
 

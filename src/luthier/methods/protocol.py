@@ -3,7 +3,7 @@
 learn(rows) -> schema                   what the training rows say (label names, scales)
 targets(rows, schema, ...) -> numbers   what the loss compares with
 collate(view, ids, schema) -> Batch     splits along its first dimension
-objective: counts(batch), loss(model, batch) -> {name: Term}    evaluation is loss without backward
+objective: counts(batch), loss(model, batch) -> {name: Term or Terms}    evaluation is loss without backward
 """
 
 from __future__ import annotations
@@ -25,4 +25,19 @@ class Term:
 
     sum: torch.Tensor
     count: float
+    weight: float | torch.Tensor = 1.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Several named terms whose sums are made at once; each is divided by its own count, as `counts` gives it.
+
+    Attributes:
+        names: of the terms; one that the micro-batch does not hold has a sum of zero.
+        sum: (names,), the sums over the micro-batch.
+        weight: of the terms, one for all or (names,).
+    """
+
+    names: tuple[str, ...]
+    sum: torch.Tensor
     weight: float | torch.Tensor = 1.0

@@ -32,30 +32,26 @@ from luthier.recipe import SupervisedSettings
 IGNORED = -100
 
 
-def _wide(logits: torch.Tensor) -> torch.Tensor:
+def wide(logits: torch.Tensor) -> torch.Tensor:
     """bf16 as fp32; fp32 and fp64 as they are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """Weighted sum of -log softmax(z)[y] over targets that are not IGNORED. logits (..., C), targets (...)."""
-    return F.cross_entropy(
-        _wide(logits.reshape(-1, logits.shape[-1])),
-        targets.reshape(-1),
-        weight=weights,
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
+    each = wide(logits.reshape(-1, logits.shape[-1]))
+    weights = None if weights is None else weights.to(each.dtype)
+    return F.cross_entropy(each, targets.reshape(-1), weight=weights, ignore_index=IGNORED, reduction="sum")
 
 
 def binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """Sum over rows and labels; `weights` multiplies the positive part of each label. Both (rows, C)."""
-    return F.binary_cross_entropy_with_logits(_wide(logits), targets.to(_wide(logits).dtype), pos_weight=weights, reduction="sum")
+    return F.binary_cross_entropy_with_logits(wide(logits), targets.to(wide(logits).dtype), pos_weight=weights, reduction="sum")
 
 
 def squared_error(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """Sum of squares. logits (rows, 1), targets (rows,)."""
-    return (_wide(logits).squeeze(-1) - targets.float()).square().sum()
+    return (wide(logits).squeeze(-1) - targets.float()).square().sum()
 
 
 LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]] = {

@@ -80,6 +80,10 @@ class Head(nn.Module):
         self.register_buffer("scale", torch.ones(width), persistent=True)
         self.standardized, self.biased = False, bias
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What is saved of it, by name: output.weight, output.bias, and those of a hidden layer."""
+        return dict(self.named_parameters())
+
     def start_from(self, pooler: nn.Linear | None) -> None:
         """Take the pretrained pooler as the hidden layer, where there is one."""
         if self.hidden is not None and pooler is not None:

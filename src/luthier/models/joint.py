@@ -29,7 +29,7 @@ def save(model: MultiTask, about: About, tokenizer: Any, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{name}/{key}": p.detach().cpu().contiguous()
-        for name, task in model.tasks.items() if isinstance(task, TaskModel) for key, p in task.head.named_parameters()
+        for name, task in model.tasks.items() if isinstance(task, TaskModel) for key, p in task.head.weights().items()
     }  # fmt: skip
     backbone: Any = model.backbone
     with load.quiet():

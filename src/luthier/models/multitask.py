@@ -14,6 +14,7 @@ from torch import nn
 
 from luthier.adapters import virtual_tokens
 from luthier.models.heads import POOLINGS, Head, TaskModel
+from luthier.models.joined import Joined
 from luthier.models.language import LanguageModel
 
 Batch = Mapping[str, torch.Tensor]
@@ -47,8 +48,9 @@ class ReaderModel(TaskModel):
 class MultiTask(nn.Module):
     """One trunk and its tasks.
 
-    A micro-batch holds, beside what the trunk reads, `<task>/targets` of each task in it; the rows of the tasks stand one
-    below the other in the order of these keys. A micro-batch of text holds one task.
+    A micro-batch holds, beside what the trunk reads, `<task>/targets` of each task in it, or where tasks of a joined group
+    are in it together `<group>/targets` and `<group>/task`, the number of each row's task within the group. The rows stand
+    one below the other in the order of these keys. A micro-batch of text holds one task.
 
     Args:
         backbone: a backbone, or where a task writes a model with its output layer; adapters around it are fine.
@@ -70,12 +72,28 @@ class MultiTask(nn.Module):
             self.head.register_parameter("log_variance", nn.Parameter(torch.zeros(len(self.names))))
         self.carried: frozenset[str] = frozenset()  # tasks whose head goes on from an earlier run
         self._tasks: dict[str, Any] = {}
+        self._joined: dict[str, tuple[Joined, TaskModel]] = {}
         writer = LanguageModel(backbone) if writes else None
         for name, head in heads.items():
             made = TaskModel(backbone, head, poolings[name]) if writer is None else ReaderModel(writer, head, poolings[name])
             self._tasks[name] = made
         for name in writes:
             self._tasks[name] = LanguageModel(backbone)  # each with a boundary of its own
+
+    def join(self, groups: Mapping[str, tuple[str, ...]]) -> None:
+        """Make the heads of each group one layer, as they learn; each task keeps its own head as a view of it.
+
+        Args:
+            groups: a name -> tasks of one kind and one pooling.
+        """
+        places = {name: str(number) for number, name in enumerate(self.names)}
+        for group, members in groups.items():
+            made = Joined([self._tasks[name].head for name in members])
+            for name, part in zip(members, made.parts, strict=True):
+                self._tasks[name].head = part
+                del self.head[places[name]]
+            self.head[group.strip("*")] = made
+            self._joined[group] = (made, self._tasks[members[0]])
 
     @property
     def tasks(self) -> Mapping[str, Any]:
@@ -92,9 +110,11 @@ class MultiTask(nn.Module):
 
         Args:
             batch: what the trunk reads.
-            sizes: how many rows of each task, one task below the other.
+            sizes: how many rows of each task or joined group, one below the other; of a group, all its heads' outputs come out.
         """
-        models = {name: self._tasks[name] for name in sizes}
+        if "pooled" in batch and len(sizes) == 1 and (only := next(iter(sizes))) in self._joined:
+            return {only: self._joined[only][0](batch["pooled"], batch[f"{only}/task"])}
+        models = {name: self._joined[name][1] if name in self._joined else self._tasks[name] for name in sizes}
         first = next(iter(models.values()))
         poolings = {model.pooling for model in models.values()}
         counts = list(sizes.values())
@@ -106,7 +126,10 @@ class MultiTask(nn.Module):
             states, masks = torch.split(first.states(batch), counts), torch.split(batch["attention_mask"], counts)
             pooled = zip(models.values(), states, masks, strict=True)
             parts = tuple(POOLINGS[model.pooling](state, mask) for model, state, mask in pooled)
-        return {name: model.head(part) for (name, model), part in zip(models.items(), parts, strict=True)}
+        return {
+            name: self._joined[name][0](part, batch[f"{name}/task"]) if name in self._joined else model.head(part)
+            for (name, model), part in zip(models.items(), parts, strict=True)
+        }
 
     def answers(self, batch: Batch, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Logits of each of these tasks, over all rows: one pass of the trunk for all of them."""
