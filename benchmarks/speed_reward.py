@@ -1,6 +1,6 @@
 """Speed of a reward model from K-way rankings, against TRL's RewardTrainer on all their pairs, at equal loss.
 
-    python benchmarks/speed_reward.py                 the four cells, three repetitions each, alternating
+    python benchmarks/speed_reward.py                 the four cells, five repetitions each, alternating
     python benchmarks/speed_reward.py K4-192/48       one of them
     python benchmarks/speed_reward.py tiny            a cheap one, to see that it works
 
@@ -41,7 +41,7 @@ from luthier.recipe import Data, read
 from luthier.scored import forms_of
 
 RESULTS = Path(__file__).parent / "results" / "speed_reward.json"
-LR, PROMPTS, STEPS, TIMES = 1e-4, 4, 3, 3
+LR, PROMPTS, STEPS, TIMES = 1e-4, 4, 2, 5
 KIND = "prompt,completions,ranks"
 TINY = {"width": 64, "depth": 2, "heads": 4, "inner": 128, "vocabulary": 512}
 CELLS: dict[str, tuple[dict[str, int], int, int, int]] = {

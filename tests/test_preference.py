@@ -377,3 +377,23 @@ def test_the_examples_are_recipes(repository: Path, tmp_path: Path) -> None:
         assert recipe.method.kind == "preference"
     judge = judge_of(f"{repository / 'examples' / 'brief.py'}:brief")
     assert judge.scores(["Where?"], [["Here.", "Over there, I think"]])[0].tolist() == pytest.approx([0.95, -0.19])
+
+
+def test_the_example_of_rounds_runs_from_an_empty_folder(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its first lines say, with fewer prompts and words: the judge lies beside the recipe, the rows here."""
+    import runpy
+
+    from luthier.run import run
+
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(repository / "examples/judgements/make.py"))["main"](Path("every.jsonl"))
+    rows = Path("every.jsonl").read_text(encoding="utf-8").splitlines()
+    Path("rankings.jsonl").write_text("\n".join(rows[:36]) + "\n", encoding="utf-8")  # 12 prompts, by three people
+    sets = ["train.batch_size=8", "method.new_tokens=6", "method.samples=1", "method.drift=4", "train.device=cpu"]
+    done = run(repository / "examples/rounds.yaml", sets=sets, name="rounds", quiet=True)
+    record = done.record
+    assert [line["name"] for line in record["proofs"] if not line["passed"]] == []
+    assert Path(record["method"]["judge"]) == repository / "examples/brief.py:brief"
+    assert [line["round"] for line in record["rounds"]] == [2, 3]  # the first learns from people
+    assert (done.folder / "rounds/3/train.jsonl").is_file()
+    assert "Round by round" in done.report.read_text(encoding="utf-8")

@@ -261,12 +261,14 @@ def _absolute_method(method: dict[str, Any], folder: Path) -> None:
     def beside(found: re.Match[str]) -> str:
         return str((folder / found[1]).resolve()) if (folder / found[1]).is_file() else found[1]
 
-    for key in ("reward", "gold", "judge"):
-        told = method.get(key)
+    rounds = method.get("rounds")  # the name of a judge, or settings with one
+    named = [(method, key) for key in ("reward", "gold", "judge", "rounds")]
+    for holder, key in [*named, *([(rounds, "judge")] if isinstance(rounds, dict) else [])]:
+        told = holder.get(key)
         if isinstance(told, str):
-            method[key] = _FILE.sub(beside, told)
-        elif isinstance(told, dict):
-            method[key] = {_FILE.sub(beside, name) if isinstance(name, str) else name: one for name, one in told.items()}
+            holder[key] = _FILE.sub(beside, told)
+        elif isinstance(told, dict) and told is not rounds:
+            holder[key] = {_FILE.sub(beside, name) if isinstance(name, str) else name: one for name, one in told.items()}
     rollout = method.get("rollout")
     for part in (method.get("ptx"), rollout.get("demonstrations") if isinstance(rollout, dict) else None):
         if isinstance(part, dict) and isinstance(part.get("data"), str) and (folder / part["data"]).exists():
