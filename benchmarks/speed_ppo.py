@@ -180,7 +180,11 @@ def grpo() -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    """Bytes of live tensors after one AdamW step of an actor-critic on the M model."""
+    """Bytes of live tensors after one AdamW step of an actor-critic on the M model.
+
+    Reward and value models are a transformer with a scalar head on all sides, as TRL's PPO held them and as our reward
+    runs are: none has an output layer.
+    """
     from luthier.adapters import ADAPTERS
     from luthier.models.actor import Actor
     from luthier.recipe import read
@@ -193,9 +197,12 @@ def memory() -> dict[str, Any]:
             folder, dtype=torch.float32, attn_implementation="sdpa"
         )
 
-    def lora(model: Any) -> Any:
+    def scorer() -> Any:
+        return transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+
+    def lora(model: Any, task: str = "generate") -> Any:
         options = read({"model": "pocket", "adapt": "lora", "data": {"train": "x"}}).adapt
-        return ADAPTERS["lora"].attach(model, options, 0, "generate")
+        return ADAPTERS["lora"].attach(model, options, 0, task)
 
     def learn(models: list[Any], loss: Callable[[], torch.Tensor]) -> Any:
         optimizer = torch.optim.AdamW([p for model in models for p in model.parameters() if p.requires_grad])
@@ -204,15 +211,15 @@ def memory() -> dict[str, Any]:
         return optimizer
 
     def separate(adapted: bool) -> int:
-        models = [causal() for _ in range(4)]  # policy, reference, reward, value
-        learners = [lora(model) if adapted else model for model in models[::3]]
+        models = [causal(), causal(), scorer(), scorer()]  # policy, reference, reward, value
+        learners = [lora(models[0]), lora(models[3], "labels")] if adapted else models[::3]
         for frozen in models[1:3]:
             frozen.requires_grad_(False)
         head = torch.nn.Linear(speed_text.M["width"], 1)
 
         def loss() -> torch.Tensor:
             policy = learners[0](input_ids=ids).logits.log_softmax(-1)[..., 0].mean()
-            value = learners[1](input_ids=ids, output_hidden_states=True).hidden_states[-1]
+            value = learners[1](input_ids=ids).last_hidden_state
             return policy + head(value).square().mean()
 
         optimizer = learn([*learners, head], loss)
@@ -220,7 +227,7 @@ def memory() -> dict[str, Any]:
 
     def shared() -> int:
         actor = Actor(lora(causal()), "lora", critic=True)
-        judge, optimizer = lora(causal()), None
+        judge = lora(scorer(), "labels")
         from luthier.models.sharing import share
 
         judge.requires_grad_(False)

@@ -110,6 +110,11 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or is_transposed(module)
 
 
+def plain_linear(module: nn.Module) -> bool:
+    """nn.Linear itself, with no forward of its own."""
+    return type(module) is nn.Linear and "forward" not in module.__dict__
+
+
 def is_transposed(module: nn.Module) -> bool:
     """GPT-2's Conv1D keeps its weight as (in, out)."""
     return type(module).__name__ == "Conv1D"

@@ -15,6 +15,7 @@ import torch
 
 from luthier.data.bundles import pad, shared
 from luthier.models import masks
+from luthier.models.growing import grow
 from luthier.models.language import LanguageModel
 from luthier.models.load import accepts
 
@@ -76,10 +77,11 @@ class Cached:
         ids, mask = pad(self.prompts, 0, "right" if self.model.encoder_decoder else "left")
         ids, mask = ids.to(self.device), mask.to(self.device)
         logits = self._encode(ids, mask) if self.model.encoder_decoder else self._read(ids, mask)
-        if len(self.copies) == len(self.prompts):
-            return logits
-        self._select(self.copies)
-        return logits[self.copies]
+        if len(self.copies) > len(self.prompts):
+            self._select(self.copies)
+            logits = logits[self.copies]
+        grow(self.past)
+        return logits
 
     def _read(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if (common := self._common()) > 0:

@@ -14,6 +14,7 @@ import torch
 from luthier.errors import UserError
 from luthier.models.decoding import decoder_of, learned_tokens, needs_equal_lengths
 from luthier.models.language import LanguageModel
+from luthier.models.packed import packed
 from luthier.models.sampling import Sampling, pick, uniform
 
 CONTEXT = 8  # tokens before an answer that decide how its first characters are spelled
@@ -108,8 +109,10 @@ def generate(
     device = next(model.lm.parameters()).device
     limit = limit_tokens or TOKENS.get(device.type, TOKENS["cpu"])
     _ = model.tail  # silences a warning about rows without a mask, which are meant
-    with evaluating(model):
-        for batch in _batches([draft for draft in drafts if draft.room], limit, needs_equal_lengths(model)):
+    batches = list(_batches([draft for draft in drafts if draft.room], limit, needs_equal_lengths(model)))
+    rows, steps = max(map(len, batches), default=0), sum(max(draft.room for draft in batch) for batch in batches)
+    with evaluating(model), torch.inference_mode(), packed(model, rows, steps):
+        for batch in batches:
             if stop_when is None or not stop_when():
                 _Writer(model, tokenizer, sampling, frozenset(ends), on_token, stop_when).write(batch)
     found: list[list[Answer]] = [[] for _ in prompts]
