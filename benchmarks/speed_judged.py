@@ -304,7 +304,7 @@ def load() -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """benchmarks/speed_judged.md."""
     lines = [
-        "# Speed: preferences", "",
+        "# Speed: preferences and reward models", "",
         "Made by `python benchmarks/speed_judged.py`; what a cell is stands on its first lines. Ratios are TRL's CPU time over ours,",
         "medians of the rounds' own ratios with the least and the greatest; \"compact\" is TRL as on a GPU, the fair side to beat.", "",
         "| DPO, prompt:completion | reference's pass counted | at least | reference cached | at least | rounds | losses apart |",
@@ -323,7 +323,30 @@ def table(found: dict[str, Any]) -> str:
         lines += ["", f"Peak memory of a step of full fine-tuning, 8 pairs at 4:1, 57.7 million parameters: ours {sides['ours']:,.0f} MB, "
                   f"TRL with its separate reference {sides['compact']:,.0f} MB: {found['memory']['share']:.2f} of it (at most 0.80, "
                   "aim 0.65)."]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_rewards()]) + "\n"
+
+
+REWARDS = {"K4-192/48": (5, 6.5), "K8-128/32": (17, 22)}  # at 4:1: at least, aim
+
+
+def _rewards() -> list[str]:
+    """What `speed_reward.py` found."""
+    file = RESULTS.with_name("speed_reward.json")
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    lines = [
+        "", "A reward model from K-way rankings, 4:1, against TRL's RewardTrainer on all their pairs "
+        "(`python benchmarks/speed_reward.py`):", "",
+        "| K, prompt/output | CPU time of TRL over ours | at least | aim | limit of the arithmetic | rounds | losses apart |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, (least, aim) in REWARDS.items():
+        if name in found:
+            one = found[name]
+            ratios = [theirs / mine for theirs, mine in zip(one["trl"], one["ours"], strict=True)]
+            lines.append(
+                f"| {name} | {_shown(ratios)} | {least}x | {aim}x | {one['limit']:.1f}x | {len(ratios)} | {one['losses apart']:.0e} |"
+            )
+    return lines if len(lines) > 5 else []
 
 
 def _shown(ratios: list[float]) -> str:
