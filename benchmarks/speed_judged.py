@@ -336,7 +336,7 @@ def _rewards() -> list[str]:
     lines = [
         "", "A reward model from K-way rankings, 4:1, against TRL's RewardTrainer on all their pairs "
         "(`python benchmarks/speed_reward.py`):", "",
-        "| K, prompt/output | CPU time of TRL over ours | at least | aim | limit of the arithmetic | rounds | losses apart |",
+        "| K, prompt/output | CPU time of TRL over ours | at least | aim | by tokens alone | rounds | losses apart |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, (least, aim) in REWARDS.items():

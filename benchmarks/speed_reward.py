@@ -8,7 +8,7 @@ Both sides start from the same weights (a random Llama, and its own sequence-cla
 the same rankings in the same order, and use AdamW at one rate without decay, gradients clipped to norm 1, fp32, one thread.
 TRL gets every pair of a ranking as a row (what a user of it would write); we read each output once behind its prompt. The
 loss of a step is the mean over all pairs on both sides and has to agree. Reported is CPU time a prompt, whole steps, and
-their ratio; the limit of the arithmetic is K (K - 1) (P + C) / (P + K C).
+their ratio; by tokens alone it would be K (K - 1) (P + C) / (P + K C).
 """
 
 from __future__ import annotations
