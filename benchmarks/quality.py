@@ -109,6 +109,8 @@ def table() -> None:
         "seed; the interval is Wilson's 95 % of the first seed's run over its test rows. CPU seconds of a whole run, one thread.", "",
         "The defaults of `head` were chosen among eight settings on CLINC150 in full, with its test rows in view (docs/log.md): its figure",
         "there is not an untouched test of them. The other cells were not used to choose anything.", "",
+        "Beside it: text and every adapter ([quality_text.md](quality_text.md)), transfer ([quality_transfer.md](quality_transfer.md)),",
+        "several tasks ([quality_multitask.md](quality_multitask.md)).", "",
     ]  # fmt: skip
     titles = {
         "clinc-10": "CLINC150, 10 examples an intent (4,500 test rows)", "clinc-all": "CLINC150, all 15,000 (4,500 test rows)",
