@@ -157,7 +157,7 @@ def table() -> str:
     lines += [
         "", "Rows of all tasks share micro-batches, so the trunk runs as often as for one task. `pcgrad` and `gradnorm` need each task's",
         "gradient by itself at every step: every task then has micro-batches of its own. `head` reads cached features, and its whole",
-        "step is half a millisecond: the ten heads are one product, one loss and one step of the optimizer, and what is left is the",
+        "step is under a millisecond: the ten heads are one product, one loss and one step of the optimizer, and what is left is the",
         "choice of each row's own outputs and ten figures for the log. Before heads were joined that cell was 2.64.", "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -39,7 +39,8 @@ class Family(Protocol):
     More may be there: `loader(case)`, the source of steps in place of the rows in batches (rollouts, bundles of
     judgements), with `steps` and `per_epoch`; `hooks(case)`, a list of `engine.hooks.Hooks`; `rule(case)`, how gradients
     of several terms become one; `metric(recipe, schema)`, what chooses the checkpoint; `rows(view, teach, recipe)`, how
-    many examples make a pass; `freeze(case, work, decided)` in place of `frozen.attach`; and `measure(case, split)`, the
+    many examples make a pass; `freeze(case, work, decided)` in place of `frozen.attach`; `ready(case)`, what the
+    steps ask for beyond proofs, which `before` calls and a trial of a search in its place; and `measure(case, split)`, the
     metric that chooses as a function of row weights, with the number of rows, so that a search can tell a gain from noise.
     """
 

@@ -115,9 +115,14 @@ def says(case: Case) -> str:
     return f"{teach.kind}: {told}, {teach.rounds} pass{'es' if teach.rounds > 1 else ''} over each"
 
 
+def ready(case: Case) -> None:
+    """What the steps ask for: judges, and where completions come from."""
+    case.kept = crew_of(case, prompts_of)
+
+
 def before(case: Case) -> None:
     """Judges, and what the starting model reaches: its figures on the headline prompts, and its best-of-n."""
-    case.kept = crew_of(case, prompts_of)
+    ready(case)
     earlier, job = case.job.record["earlier"], case.job
     job.record["held"] = case.kept.held()
     if "base" in earlier.get("baselines", {}) and "start_rows" in earlier:

@@ -177,12 +177,19 @@ def says(case: Case) -> str:
     return f"{len(train):,} {kinds} {among}, {train.judged.completions:,} completions, {lesson.loss}{ties}"
 
 
-def before(case: Case) -> None:
-    """Proofs on a few judgements; what the base says of them is kept for the last proofs."""
-    job, built, train = case.job, case.built, _judged(case, "train")
+def ready(case: Case) -> None:
+    """What the steps ask for: how much was judged in all, and in which forms the model reads judgements."""
+    built, train = case.built, _judged(case, "train")
     case.schema = replace(case.schema, total=case.teach.total(train.judged, case.schema))
     forms, held = scored.forms_of(built.model, train.reader, built.about.adapt)
-    job.record["forms"] = {"forms": list(forms), "says": held.says}
+    case.job.record["forms"] = {"forms": list(forms), "says": held.says}
+
+
+def before(case: Case) -> None:
+    """Proofs on a few judgements; what the base says of them is kept for the last proofs."""
+    ready(case)
+    job, built, train = case.job, case.built, _judged(case, "train")
+    forms = tuple(job.record["forms"]["forms"])
     objective = case.teach.objective(case.schema, job.device)
     probe = probe_of(train)
     job.proofs += [

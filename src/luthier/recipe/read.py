@@ -37,7 +37,8 @@ def read(source: str | Path | Mapping[str, Any] | Recipe, sets: Sequence[str] = 
     if "stages" in raw:
         raise RecipeError(
             "This recipe has stages; here one run is expected.", where=places.get(("stages",)),
-            hint="'luthier tune' runs them all. For one of them give its run, such as runs/NAME/STAGE/recipe.yaml.",
+            hint="'luthier tune' runs them all. For one of them give its run, such as runs/NAME/STAGE/recipe.yaml."
+            + (" A search varies one run: search a stage's recipe, and put what it found into that stage." if "search" in raw else ""),
         )  # fmt: skip
     return checked(raw, places, folder, source)
 

@@ -120,6 +120,8 @@ class Bench:
         case, family = case_of(job, None, self._gathered(recipe))
         if getattr(case.teach, "still", False):
             return case, family
+        if hasattr(family, "ready"):
+            family.ready(case)
         pristine = copy.deepcopy(case.built.model.head) if case.teach.family == "labels" else None
         work = _work(case)
         keeps = family.freeze if hasattr(family, "freeze") else frozen.attach_case
