@@ -352,7 +352,8 @@ def load() -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """The results as a page."""
     lines = ["# On-policy: speed and memory against the peers", "", "Written by `python benchmarks/speed_ppo.py --table`.", "",
-             "Memory: what the roles hold (weights, gradients, Adam), no activations; reward and value models have no output layer on either side.",
+             "Memory: what the roles hold (weights, gradients, Adam), no activations; reward and value models have no output layer on",
+             "either side.",
              "While it writes, a model holds up to 1 GiB of packed copies of its weights beside that (`models/packed.py`).", "",
              "| cell | against | ratio | asked for |", "|---|---|---|---|"]  # fmt: skip
     for name, result in sorted(found.items()):
