@@ -130,13 +130,13 @@ def oasst_files(seed: int) -> dict[str, str]:
 def cells() -> Iterator[Cell]:
     """Name and recipe of each cell; the cheap ones first."""
     model = str(sets.minilm())
-    for fold in range(FOLDS):
-        for way, how in WAYS.items():
-            yield f"ukp/{way}/{fold}", {"model": model, **how, "data": lambda fold=fold: ukp_files(fold, votes=False)}
+    for way in ("head", "lora"):
+        for fold in range(FOLDS):
+            yield f"ukp/{way}/{fold}", {"model": model, **WAYS[way], "data": lambda fold=fold: ukp_files(fold, votes=False)}
     for fold in range(FOLDS):
         for way, method in VOTES.items():
-            train = STEP | {"epochs": 4, "batch_size": 2560}  # five votes a pair: as many pairs a step as above
-            how = {"adapt": "lora", "method": {"kind": "reward"} | method, "train": train}
+            train = STEP | {"epochs": 30, "batch_size": 2560}  # five votes a pair: as many pairs a step as above
+            how = {"adapt": "head", "method": {"kind": "reward"} | method, "train": train}
             yield f"ukp-votes/{way}/{fold}", {"model": model, **how, "data": lambda fold=fold: ukp_files(fold, votes=True)}
     for seed in range(SEEDS):
         for way, told in RANKINGS.items():
@@ -145,6 +145,9 @@ def cells() -> Iterator[Cell]:
             how = {"adapt": "lora", "method": method, "seed": seed, "train": {"batch_size": 16, "epochs": 5, "max_length": 384}}
             files = lambda seed=seed, draw=draw: oasst_files(seed) | draw  # noqa: E731
             yield f"oasst/{way}/{seed}", {"model": model, **how, "data": files}
+    for way in ("compare", "full"):  # the dear ones last
+        for fold in range(FOLDS):
+            yield f"ukp/{way}/{fold}", {"model": model, **WAYS[way], "data": lambda fold=fold: ukp_files(fold, votes=False)}
 
 
 def orders(run: Path, fold: int) -> list[float]:

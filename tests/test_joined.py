@@ -132,7 +132,8 @@ def test_a_view_is_a_head() -> None:
 
 def test_terms_at_once_are_terms_one_by_one() -> None:
     """By hand: 2 * (3 / 4) + 5 * (8 / 2), and nothing of the task that the step does not hold."""
-    at_once = Terms(("a", "b", "c"), torch.tensor([3.0, 8.0, 0.0]), torch.tensor([2.0, 5.0, 7.0]))
+    parts, of = torch.tensor([1.0, 8.0, 2.0]), torch.tensor([0, 1, 0])
+    at_once = Terms(("a", "b", "c"), parts, of, torch.tensor([2.0, 5.0, 7.0]))
     one_by_one = {"a": Term(torch.tensor(3.0), 4.0, 2.0), "b": Term(torch.tensor(8.0), 2.0, 5.0)}
     totals = {"a": 4.0, "b": 2.0}
     tallies = []

@@ -172,7 +172,7 @@ def test_pcgrad_in_the_loop_is_pcgrad_on_the_vectors(rows: Path, tinies: dict[st
     parameters = dict(model.named_parameters())
     each: dict[str, dict[str, torch.Tensor]] = {}
     for micro in next(loader.steps()).micros:
-        for task, value in objective.sums(model, micro).items():
+        for task, value in objective.losses(model, micro).items():
             grads = torch.autograd.grad(value, [parameters[name] for name in names], allow_unused=True)
             into = each.setdefault(task, {})
             for name, grad in zip(names, grads, strict=True):

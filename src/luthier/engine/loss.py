@@ -8,7 +8,7 @@ gradient wherever micro-batches hold different numbers of targets.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import nn
@@ -33,15 +33,19 @@ class Term(Protocol):
 
 
 class Terms(Protocol):
-    """Several terms whose sums are made at once, each with a count of its own."""
+    """Several terms that are made at once, each with a count of its own."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the terms; the sum of one that the micro-batch does not hold is zero."""
+        """Of the terms; one that the micro-batch does not hold has no part."""
 
     @property
-    def sum(self) -> torch.Tensor:
-        """(names,), the sums over the micro-batch."""
+    def parts(self) -> torch.Tensor:
+        """(parts,), what adds up to the sums over the micro-batch."""
+
+    @property
+    def of(self) -> torch.Tensor:
+        """(parts,), the number of the term that each belongs to."""
 
     @property
     def weight(self) -> float | torch.Tensor:
@@ -74,19 +78,31 @@ def combine(loss: Loss, totals: Mapping[str, float]) -> torch.Tensor:
     """What one micro-batch adds to the step's loss: sum over terms of weight x sum / total count."""
     counted = {name: term for name, term in loss.items() if isinstance(term.weight, torch.Tensor) or term.weight != 0}
     parts = [
-        _together(term, names, totals) if (names := getattr(term, "names", ()))
-        else term.sum * (term.weight / max(totals[name], 1e-12))
+        term.sum * (term.weight / max(totals[name], 1e-12)) if is_one(term) else _together(term, totals)
         for name, term in counted.items()
-    ]  # fmt: skip
+    ]
     return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
 
-def _together(terms: Term | Terms, names: tuple[str, ...], totals: Mapping[str, float]) -> torch.Tensor:
+def is_one(term: Term | Terms) -> TypeGuard[Term]:
+    """Whether this is one term, and not several at once."""
+    return hasattr(term, "sum")
+
+
+def _together(terms: Terms, totals: Mapping[str, float]) -> torch.Tensor:
     """Several terms, each over its own total count; those that no micro-batch of the step counts are left out."""
     plain = 1.0 if isinstance(terms.weight, torch.Tensor) else terms.weight
-    shares = [plain / count if (count := totals.get(name, 0.0)) > 0 else 0.0 for name in names]
-    each = torch.tensor(shares, dtype=terms.sum.dtype, device=terms.sum.device)
-    return terms.sum @ (each * terms.weight if isinstance(terms.weight, torch.Tensor) else each)
+    shares = [plain / count if (count := totals.get(name, 0.0)) > 0 else 0.0 for name in terms.names]
+    each = torch.tensor(shares, dtype=terms.parts.dtype, device=terms.parts.device)
+    if isinstance(terms.weight, torch.Tensor):
+        each = each * terms.weight
+    return terms.parts @ each.index_select(0, terms.of)
+
+
+def sums_of(terms: Terms) -> torch.Tensor:
+    """(names,) the sum of each of several terms over the micro-batch, for figures alone."""
+    parts = terms.parts.detach()
+    return parts.new_zeros(len(terms.names)).index_add_(0, terms.of, parts)
 
 
 class Tally:
@@ -104,9 +120,11 @@ class Tally:
         if len(self.totals) < 2:
             return
         for name, term in loss.items():
-            value = term.sum.detach()
+            if is_one(term):
+                value, self.names[name] = term.sum.detach(), (name,)
+            else:
+                value, self.names[name] = sums_of(term), term.names
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.names[name] = getattr(term, "names", (name,))
 
     def means(self) -> dict[str, float]:
         """Each term's sum over its count; terms without any count in this step are left out."""

@@ -67,10 +67,9 @@ class Group:
         found: list[float] = np.bincount(task.cpu().numpy(), weights, len(self.names)).tolist()
         return found
 
-    def sums(self, logits: torch.Tensor, targets: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-        """(tasks,) each task's sum. logits (rows, [tokens,] outputs)."""
-        each = EACH[self.kind](wide(logits), targets, task, self)
-        return each.new_zeros(len(self.names)).index_add(0, task, each)
+    def losses(self, logits: torch.Tensor, targets: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        """(rows,) each row's loss in its own task. logits (rows, [tokens,] outputs)."""
+        return EACH[self.kind](wide(logits), targets, task, self)
 
     def targets(self, each: Sequence[np.ndarray], task: np.ndarray) -> np.ndarray:
         """The targets of tasks as places among all outputs, rows of one below those of the other. task (rows,)."""
@@ -118,9 +117,11 @@ EACH: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Group], torc
 
 def _weighed(targets: torch.Tensor, task: torch.Tensor, group: Group) -> torch.Tensor | None:
     """Rows, or the weights of their classes, over what is not ignored."""
+    if group.weights is None and targets.ndim == 1:
+        return None
     real = targets != IGNORED
     if group.weights is None:
-        return real.sum(1).double() if targets.ndim == 2 else None
+        return real.sum(1).double()
     found = group.weights.to(targets.device)[targets.clamp(min=0)].double() * real
     return found.sum(1) if targets.ndim == 2 else found
 

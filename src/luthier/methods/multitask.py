@@ -190,18 +190,18 @@ class Objective:
 
     def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, Term | Terms]:
         """A term for each task, and one beside it where variances are learned; those of a joined group at once."""
-        sums = self.sums(model, batch)
-        counts = {} if self.kind != "uncertainty" and sums.keys() <= self.groups.keys() else self.counts(batch)
+        losses = self.losses(model, batch)
+        counts = {} if self.kind != "uncertainty" and losses.keys() <= self.groups.keys() else self.counts(batch)
         terms: dict[str, Term | Terms] = {}
-        for key, value in sums.items():
+        for key, value in losses.items():
             names = self.groups[key].names if key in self.groups else ()
             weight = self._weight(model, key)
-            terms[key] = Terms(names, value, weight) if names else Term(value, counts[key], weight)
+            terms[key] = Terms(names, value, batch[f"{key}/task"], weight) if names else Term(value, counts[key], weight)
             if self.kind == "uncertainty":
                 variance, many = self._variance(model, names or (key,)), tuple(f"{name}/log-variance" for name in names)
                 each = variance * variance.new_tensor([counts.get(name, 0.0) for name in names or (key,)])
-                one = f"{key}/log-variance"
-                terms[one] = Terms(many, each, 0.5) if names else Term(each[0], counts[key], 0.5)
+                numbers = torch.arange(len(names), device=each.device)
+                terms[f"{key}/log-variance"] = Terms(many, each, numbers, 0.5) if names else Term(each[0], counts[key], 0.5)
         return terms
 
     def _variance(self, model: Any, names: Sequence[str]) -> torch.Tensor:
@@ -221,8 +221,8 @@ class Objective:
             return 1.0
         return found if key in self.groups else found[0]
 
-    def sums(self, model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Each task's sum over its rows of the micro-batch, of a joined group (tasks,); the trunk runs once."""
+    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Each task's sum over its rows of the micro-batch, of a joined group (rows,) each row's; the trunk runs once."""
         keys = _keys(batch)
         if "at" in batch:
             (name,) = keys
@@ -230,7 +230,7 @@ class Objective:
         targets = {key: batch[f"{key}/targets"] for key in keys}
         logits = model.outputs(batch, {key: len(value) for key, value in targets.items()})
         return {
-            key: self.groups[key].sums(logits[key], targets[key], batch[f"{key}/task"]) if key in self.groups
+            key: self.groups[key].losses(logits[key], targets[key], batch[f"{key}/task"]) if key in self.groups
             else LOSSES[self.lessons.schemas[key].task](logits[key], targets[key], self.own[key].weights)
             for key in keys
         }  # fmt: skip

@@ -30,14 +30,16 @@ class Term:
 
 @dataclass(frozen=True)
 class Terms:
-    """Several named terms whose sums are made at once; each is divided by its own count, as `counts` gives it.
+    """Several named terms that are made at once; each is divided by its own count, as `counts` gives it.
 
     Attributes:
-        names: of the terms; one that the micro-batch does not hold has a sum of zero.
-        sum: (names,), the sums over the micro-batch.
+        names: of the terms; one that the micro-batch does not hold has no part.
+        parts: (parts,), what adds up to the sums over the micro-batch, a row's loss for one.
+        of: (parts,), the number of the term that each belongs to.
         weight: of the terms, one for all or (names,).
     """
 
     names: tuple[str, ...]
-    sum: torch.Tensor
+    parts: torch.Tensor
+    of: torch.Tensor
     weight: float | torch.Tensor = 1.0

@@ -24,13 +24,12 @@ class Joined(nn.Module):
     Attributes:
         weight: (outputs of all, width).
         bias: (outputs of all,), or None.
-        shift, scale: (heads, width); what each head standardises its features by.
+        scales: (heads, 2, width); what each head takes from its features, and what it multiplies them by.
         parts: each head as a view of this one.
         scaled: numbers of the heads that standardise; the scales of the others change nothing.
     """
 
-    shift: torch.Tensor
-    scale: torch.Tensor
+    scales: torch.Tensor
 
     def __init__(self, heads: Sequence[Head]) -> None:
         super().__init__()
@@ -38,8 +37,7 @@ class Joined(nn.Module):
         biased = heads[0].biased
         self.bias = nn.Parameter(torch.cat([head.output.bias.detach() for head in heads])) if biased else None
         self.dropout = nn.Dropout(heads[0].dropout.p)
-        self.register_buffer("shift", torch.stack([head.shift for head in heads]))
-        self.register_buffer("scale", torch.stack([head.scale for head in heads]))
+        self.register_buffer("scales", torch.stack([torch.stack([head.shift, head.scale]) for head in heads]))
         self.parts: list[PartHead] = []
         self.scaled: set[int] = set()
         at = 0
@@ -59,7 +57,7 @@ class Joined(nn.Module):
             (rows, outputs of all), or (rows, tokens, outputs of all).
         """
         if self.scaled:
-            shift, scale = self.shift.index_select(0, task), self.scale.index_select(0, task)
+            shift, scale = self.scales.index_select(0, task).unbind(1)
             if features.ndim == 3:
                 shift, scale = shift.unsqueeze(1), scale.unsqueeze(1)
             features = (features - shift) * scale
@@ -113,12 +111,12 @@ class PartHead(Head):
     @property
     def shift(self) -> torch.Tensor:  # type: ignore[override]
         """(width,), a view."""
-        return self.whole.shift[self._number]
+        return self.whole.scales[self._number, 0]
 
     @property
     def scale(self) -> torch.Tensor:  # type: ignore[override]
         """(width,), a view."""
-        return self.whole.scale[self._number]
+        return self.whole.scales[self._number, 1]
 
     def weights(self) -> dict[str, torch.Tensor]:
         """output.weight, and output.bias where there is one."""
