@@ -35,10 +35,10 @@ WAYS: dict[str, tuple[dict[str, Any], str, tuple[float, ...]]] = {
     "dpo": ({"kind": "preference", "loss": "dpo"}, "beta", (1.0, 0.3, 0.1, 0.03)),
     "pl-dpo": ({"kind": "ranking", "loss": "pl-dpo"}, "beta", (1.0, 0.3, 0.1, 0.03)),
     "kto": ({"kind": "preference", "loss": "kto"}, "beta", (1.0, 0.3, 0.1, 0.03)),
-    "simpo": ({"kind": "preference", "loss": "simpo"}, "lr", (3e-5, 1e-4, 3e-4, 1e-3)),
-    "orpo": ({"kind": "preference", "loss": "orpo"}, "lr", (1e-4, 3e-4, 1e-3, 3e-3)),
+    "simpo": ({"kind": "preference", "loss": "simpo"}, "lr", (1e-5, 3e-5, 1e-4, 3e-4)),
+    "orpo": ({"kind": "preference", "loss": "orpo"}, "lr", (3e-5, 1e-4, 3e-4, 1e-3)),
 }
-RATE = 5e-4  # of the losses whose strength is beta
+RATE = 1e-4  # of the losses whose strength is beta
 
 
 def beginnings() -> tuple[Path, Path]:

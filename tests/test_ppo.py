@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tiny
 from luthier.errors import Interrupted, UserError
+from luthier.rollouts import wins
 from luthier.run import run
 
 RULES = """
@@ -244,7 +246,7 @@ def test_a_reward_run_on_the_same_base_shares_its_weights(
 
 
 def test_the_example_is_whole(repository: Path) -> None:
-    """Its stages read, its judge knows the rankings' prompts, and finds what was ranked first better than the last."""
+    """Its stages read; its judge ranked the outputs as they stand there, and likes what people ranked first better than the rest."""
     from luthier.judges import judge_of
     from luthier.recipe import Stages, read_any
 
@@ -258,14 +260,21 @@ def test_the_example_is_whole(repository: Path) -> None:
     ]
     assert "simulated" in (folder / "judge.py").read_text("utf-8").lower()
     assert "simulated" in (folder / "rlhf.yaml").read_text("utf-8").lower()
-    rows = [json.loads(line) for line in (folder / "rankings.jsonl").read_text("utf-8").splitlines()]
-    demos = [json.loads(line) for line in (folder / "demos.jsonl").read_text("utf-8").splitlines()]
+    rows, demos, outputs = (
+        [json.loads(line) for line in (folder / f"{name}.jsonl").read_text("utf-8").splitlines()]
+        for name in ("rankings", "demos", "outputs")
+    )
     assert [row["prompt"] for row in rows] == [demo["prompt"] for demo in demos]
+    assert {row["prompt"] for row in outputs} <= {demo["prompt"] for demo in demos}
+    assert all(row["rater"] == "simulated" for row in outputs)
     judge = judge_of(f"{folder / 'judge.py'}:simulated")
-    scores = judge.scores([row["prompt"] for row in rows], [row["completions"] for row in rows])
-    for row, found in zip(rows, scores, strict=True):
-        best, worst = row["ranks"].index(min(row["ranks"])), row["ranks"].index(max(row["ranks"]))
-        assert found[best] > found[worst]
+    for row, found in zip(outputs, judge.scores([row["prompt"] for row in outputs], [row["completions"] for row in outputs]), strict=True):
+        assert row["ranks"] == [1 + int((found > score).sum()) for score in found]
+    first, rest = [], []
+    for row, found in zip(rows, judge.scores([row["prompt"] for row in rows], [row["completions"] for row in rows]), strict=True):
+        for rank, score in zip(row["ranks"], found, strict=True):
+            (first if rank == min(row["ranks"]) else rest).append(score)
+    assert sum(first) / len(first) > sum(rest) / len(rest) + 0.2
 
 
 def test_look_reads_prompts(room: Path) -> None:
@@ -273,6 +282,14 @@ def test_look_reads_prompts(room: Path) -> None:
 
     found = inspect(recipe(room, "ppo", {"max_length": 64}), rows=2)
     assert {split.name for split in found.splits} == {"train", "eval", "test"}
+
+
+def test_a_win_is_of_one_answer_over_another() -> None:
+    """By hand: of the four pairs of the first prompt 1 > 0, 1 = 1, 2 > 0 and 2 > 1 are won or half won; the second is lost."""
+    before, after = np.array([[0.0, 1.0], [5.0, 5.0]]), np.array([[1.0, 2.0], [4.0, 3.0]])
+    found = wins.line("judge", "base", before, after)
+    assert found["rate"] == pytest.approx((3.5 / 4 + 0) / 2)
+    assert (found["prompts"], found["answers"]) == (2, 2)
 
 
 def test_stages_are_compared_by_the_judge_that_is_named(room: Path, tmp_path: Path) -> None:
@@ -293,7 +310,7 @@ def test_stages_are_compared_by_the_judge_that_is_named(room: Path, tmp_path: Pa
         ("reward", "sft"),
         ("gold", "sft"),
     ]
-    assert told["sft"][0]["prompts"] == 4
+    assert (told["sft"][0]["prompts"], told["sft"][0]["answers"]) == (4, 8)
     assert told["sft"][0]["judge"].endswith("rules.py:gold")
     assert "Who wins" in (tmp_path / "whole" / "report.html").read_text("utf-8")
 
@@ -310,5 +327,9 @@ def test_the_example_runs(repository: Path, tmp_path: Path) -> None:
     assert sft["difference"]["loss"][2] < 0
     assert reward["intervals"]["test"]["pair-accuracy"][0] > 0.5
     assert policy["metrics"]["test"]["reward"] > policy["baselines"]["base"]["reward"]
+    whole = json.loads((tmp_path / "rlhf" / "run.json").read_text("utf-8"))
+    won = {(stage["name"], line["judge"].partition(":")[0]): line for stage in whole["stages"] for line in stage.get("wins") or ()}
+    assert set(won) == {("sft", "judge.py"), ("policy", "reward"), ("policy", "gold")}
+    assert all(line["interval"][0] > 0.5 for line in won.values())
     assert policy["shared"]
     assert "Who wins" in found.report.read_text("utf-8")

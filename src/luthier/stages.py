@@ -23,11 +23,14 @@ from luthier.errors import Interrupted, UserError
 from luthier.evaluate.page import whole
 from luthier.folder import Folder, now, replace_text
 from luthier.judges import judge_of
-from luthier.models import load
+from luthier.models import load, saved
+from luthier.models.sampling import Sampling
 from luthier.recipe import Recipe, Stage, Stages
 from luthier.recipe.stages import resolved, taught_by, written
 from luthier.rollouts import wins
+from luthier.rollouts.trial import FEWEST, MOST
 from luthier.run import Result, run
+from luthier.talk import generate
 
 STALE = "stale"  # the word for `rerun` that means every stage that is
 LAST = ("headline_split", "metric", "metrics", "intervals", "baselines", "baseline_intervals", "data", "method")
@@ -272,7 +275,25 @@ def _wins(work: Whole) -> None:
         samples = [one for one in record.get("samples") or [] if {"prompt", "base", "tuned"} <= one.keys()]
         if samples and not noted.get("wins"):
             judge = judge or judge_of(spec, runs=work.folder.path)
-            noted["wins"] = [wins.of_samples(judge, Path(stage.recipe.model.name).name, samples)]
+            prompts = [str(one["prompt"]) for one in samples]
+            before, after = (_drawn(work, stage, samples, side) for side in ("base", "tuned"))
+            noted["wins"] = [wins.of_answers(judge, Path(stage.recipe.model.name).name, prompts, before, after)]
+
+
+def _drawn(work: Whole, stage: Stage, samples: Sequence[dict[str, Any]], side: str) -> list[list[str]]:
+    """Answers to the prompts that the stage's report shows, drawn at temperature 1; of chats the one that it shows."""
+    folder = work.of(stage.name)
+    if saved.about(folder.model).converses:
+        return [[str(one[side])] for one in samples]
+    each = min(MOST, -(-FEWEST // len(samples)))
+    longest = getattr(stage.recipe.method, "new_tokens", Sampling().max_new_tokens)
+    sampling = Sampling(max_new_tokens=longest, temperature=1.0, samples=each, seed=stage.recipe.seed)
+    prompts = [str(one["prompt"]) for one in samples]
+    found = generate(str(folder.path), prompts, sampling=sampling, base=side == "base", chats=False, quiet=True)
+    made: list[list[str]] = [[] for _ in samples]
+    for one in found:
+        made[one["row"] - 1].append(str(one["answer"]))
+    return made
 
 
 def _figures(folder: Folder) -> dict[str, Any]:

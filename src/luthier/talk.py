@@ -150,7 +150,7 @@ def open_voice(
     if chats is None and found.told is None:
         chats = converses and bool(template or getattr(found.base.tokenizer, "chat_template", None))
     elif chats is None:
-        chats = bool(spoke.get("chat", spoke.get("kind") == "messages"))
+        chats = found.told is not None and found.told.converses
     template = spoke.get("template") if template is None else template
     speech = Speech(ANY_LENGTH, "last", template=template, encoder_decoder=found.base.encoder_decoder)
     ends = _ends(found.model, found.base.tokenizer, template, chats)

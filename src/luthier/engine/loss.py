@@ -8,10 +8,13 @@ gradient wherever micro-batches hold different numbers of targets.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol, TypeGuard
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -84,7 +87,7 @@ def combine(loss: Loss, totals: Mapping[str, float]) -> torch.Tensor:
     return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
 
-def is_one(term: Term | Terms) -> TypeGuard[Term]:
+def is_one(term: Term | Terms) -> TypeIs[Term]:
     """Whether this is one term, and not several at once."""
     return hasattr(term, "sum")
 

@@ -30,6 +30,7 @@ class Sampled:
         reward, kl, length: (N,).
         gold: (N,), or None without such a judge.
         parts: (N,) of each judge.
+        each: reward, and gold where there is one, of every completion, (N, completions).
     """
 
     prompts: Sequence[str]
@@ -39,6 +40,7 @@ class Sampled:
     length: Array
     gold: Array | None = None
     parts: dict[str, Array] | None = None
+    each: dict[str, Array] | None = None
     task: str = "policy"
     probabilities: None = None
 

@@ -162,6 +162,7 @@ def told_of(found: Sampled) -> dict[str, Any]:
         "prompts": list(found.prompts), "texts": [list(several) for several in found.texts], "reward": found.reward.tolist(),
         "kl": found.kl.tolist(), "length": found.length.tolist(), "gold": None if found.gold is None else found.gold.tolist(),
         "parts": {name: values.tolist() for name, values in (found.parts or {}).items()},
+        "each": {name: values.tolist() for name, values in (found.each or {}).items()},
     }  # fmt: skip
 
 
@@ -169,8 +170,8 @@ def from_told(told: Mapping[str, Any]) -> Sampled:
     """A trial from its JSON."""
     reward, kl, length = (np.array(told[name]) for name in ("reward", "kl", "length"))
     gold = None if told["gold"] is None else np.array(told["gold"])
-    parts = {name: np.array(values) for name, values in told["parts"].items()}
-    return Sampled(told["prompts"], told["texts"], reward, kl, length, gold, parts)
+    parts, each = ({name: np.array(values) for name, values in told[key].items()} for key in ("parts", "each"))
+    return Sampled(told["prompts"], told["texts"], reward, kl, length, gold, parts, each)
 
 
 def prepare(case: Case, work: frozen.Work) -> None:
@@ -256,11 +257,9 @@ def _headline(case: Case, record: dict[str, Any], rows: PromptView, found: Sampl
 def won_by(before: Sampled, after: Sampled, case: Case) -> list[dict[str, Any]]:
     """Against the starting model, by the judges that are learned from and by the one that is not."""
     found, judges = [], case.kept.judges()
-    for name in ("reward", "gold"):
-        one, two = getattr(before, name), getattr(after, name)
-        if one is not None and two is not None:
-            names = " + ".join(Path(judge).name for judge in judges[name])
-            found.append(wins.line(f"{name}: {names}", Path(case.recipe.model.name).name, one, two))
+    for name, scores in (after.each or {}).items():
+        names = " + ".join(Path(judge).name for judge in judges[name])
+        found.append(wins.line(f"{name}: {names}", Path(case.recipe.model.name).name, (before.each or {})[name], scores))
     return found
 
 

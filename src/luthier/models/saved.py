@@ -70,6 +70,12 @@ class About:
     format: int = 1
     random: int | None = None
 
+    @property
+    def converses(self) -> bool:
+        """Whether a language model was trained on turns of a conversation."""
+        spoke = self.speech or {}
+        return bool(spoke.get("chat", spoke.get("kind") == "messages"))
+
 
 def weights_hash(model: nn.Module) -> str:
     """sha256 over every parameter and saved buffer, by name."""

@@ -71,14 +71,16 @@ def tried(crew: Crew, view: PromptView, what: str = "", *, start: bool = False) 
     if crew.stop:
         raise Interrupted(f"Stopped by {crew.stop.reason} while completions were sampled.")
     scored = crew.scoring(asked, texts, view.place, others)
-    gold = None if crew.gold is None else crew.gold(asked, texts, view.place, others).total.mean(1)
+    gold = None if crew.gold is None else crew.gold(asked, texts, view.place, others).total
     buffer = buffer_of(rows, view.ids, [[answer.tokens for answer in several] for several in answers])
     crew.keep_probe(buffer, start)
     kl = np.zeros(len(view)) if start else kl_of(crew, buffer).reshape(-1, each).mean(1)
     length = buffer.lengths.reshape(-1, each).mean(1)
     parts = {name: values.mean(1) for name, values in scored.parts.items()}
     prompts = [view.shown(at) for at in range(len(view))]
-    return Sampled(prompts, texts, scored.total.mean(1), kl, length, gold, parts)
+    every = {"reward": scored.total} | ({} if gold is None else {"gold": gold})
+    means = {name: values.mean(1) for name, values in every.items()}
+    return Sampled(prompts, texts, means["reward"], kl, length, means.get("gold"), parts, every)
 
 
 def kl_of(crew: Crew, buffer: Buffer) -> np.ndarray:

@@ -80,7 +80,7 @@ def frontier(run: Run) -> str:
     ]
     if told:
         said += (
-            f"<p>Its completion is preferred to that of the starting model on {', and '.join(told)} of the prompts.</p>"
+            f"<p>A completion is preferred to one of the starting model to the same prompt in {', and '.join(told)} of the pairs.</p>"
         )
     lead = "What the reward costs: the distance from the model that the stage started from. Best-of-n spends log n - (n - 1)/n."
     return section(

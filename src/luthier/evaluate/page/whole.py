@@ -137,9 +137,8 @@ def _wins(folder: Path, stages: Sequence[Record]) -> str:
                 ]
             )  # fmt: skip
     head = ["stage", "against", "wins", "interval", "prompts", "judge", ""]
-    return section(
-        "Who wins", table(head, rows, "text") if rows else "", "Ties count half; intervals over prompts.", "wins"
-    )
+    lead = "Single answers to one prompt, each against each of before; ties count half; intervals over prompts."
+    return section("Who wins", table(head, rows, "text") if rows else "", lead, "wins")
 
 
 def _forgotten(folder: Path, stages: Sequence[Record]) -> str:
