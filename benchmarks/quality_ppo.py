@@ -202,7 +202,8 @@ def taught(way: str, seed: int) -> dict[str, Any]:
         "best_of": 0,
         "reward_scale": "running",
     }
-    return tuned(recipe(method | ({"combine": "worst"} if way == "worst" else {}), seed), f"taught/{way}/{seed}")
+    made = recipe(method | ({"combine": "worst"} if way == "worst" else {}), seed, lr=1e-3)  # far enough to go too far
+    return tuned(made, f"taught/{way}/{seed}")
 
 
 STEADY: dict[str, dict[str, Any]] = {

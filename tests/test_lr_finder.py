@@ -83,6 +83,29 @@ def test_of_a_method_that_writes(llama: str, tmp_path: Path) -> None:
     assert len(found.points) <= 30
 
 
+JUDGED: dict[str, Any] = {
+    "reward": {"kind": "reward"},
+    "preference": {"kind": "preference", "loss": "dpo"},
+    "policy": {"kind": "ranking", "learner": "policy"},
+    "comparator": {"kind": "ranking", "learner": "judge"},
+}
+
+
+@pytest.mark.parametrize("way", JUDGED)
+def test_of_a_method_that_learns_from_judgements(way: str, llama: str, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": row["text"], "completions": [f" {row['label']} it is", f" {number % 5}"], "ranks": [1, 2]}
+        for number, row in enumerate(tiny.easy_rows(40, 3))
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(tmp_path / "rows.jsonl")}
+    train = {"batch_size": 8, "max_length": 64, "precision": "fp32"}
+    recipe = read({"model": llama, "adapt": "lora", "method": JUDGED[way], "data": data, "train": train})
+    found = found_by(recipe, tmp_path, steps=12)
+    assert len(found.points) > 3
+    assert all(math.isfinite(loss) for _, loss in found.points)
+
+
 def test_rates_of_head_and_backbone_keep_their_ratio(llama: str, easy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from luthier.engine.loop import Loop
 

@@ -40,6 +40,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with rows of all five kinds."""
     folder = tmp_path_factory.mktemp("tasks")
     tiny.easy_csv(folder / "topic.csv", 60)
+    tiny.easy_csv(folder / "other.csv", 48, seed=5)
     tiny.easy_csv(folder / "score.csv", 40, seed=1, columns=("text", "score"))
     tags = tiny.rows_for("tag", 40, 2)
     lines = {
@@ -256,11 +257,16 @@ def test_learned_variances_move_and_are_kept(five: tuple[Path, dict[str, Any]]) 
     assert moved[0]["passed"]
 
 
-@pytest.mark.parametrize("balance", ["uncertainty", "gradnorm", "pcgrad"])
-def test_a_run_that_goes_on_is_the_uninterrupted_one(balance: str, rows: Path, tinies: dict[str, str], tmp_path: Path) -> None:
-    """Bit for bit: weights, optimizer, variances, GradNorm's weights, the rows of each step."""
+@pytest.mark.parametrize(("balance", "names"), [
+    ("uncertainty", "topic score kinds"), ("gradnorm", "topic score kinds"), ("pcgrad", "topic score kinds"),
+    ("equal", "topic other score"), ("uncertainty", "topic other score"),
+])  # fmt: skip
+def test_a_run_that_goes_on_is_the_uninterrupted_one(
+    balance: str, names: str, rows: Path, tinies: dict[str, str], tmp_path: Path
+) -> None:
+    """Bit for bit: weights (of lone heads and of joined ones), optimizer, variances, GradNorm's weights, the rows of each step."""
     train = {"save_every": 2, "keep": 9, "eval_every": 3}
-    told = recipe_of(rows, tinies["bert"], "topic score kinds", balance=balance, mix={"temperature": 3}, train=train, cosines=3)
+    told = recipe_of(rows, tinies["bert"], names, balance=balance, mix={"temperature": 3}, train=train, cosines=3)
     whole = run(told, runs=tmp_path, name="whole", quiet=True).folder
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)

@@ -55,6 +55,28 @@ def test_a_reward_model_with_fresh_seeds(tinies: dict[str, str], tmp_path: Path)
     assert found.record["seeds"]
 
 
+PREFERRED = {
+    "preference": ({"kind": "preference", "loss": "dpo"}, "method.beta", "pair-accuracy"),
+    "policy": ({"kind": "ranking", "learner": "policy"}, "method.beta", "pair-accuracy"),
+    "comparator": ({"kind": "ranking", "learner": "judge"}, "train.lr", "pair-accuracy"),
+}
+
+
+@pytest.mark.parametrize("way", PREFERRED)
+def test_what_learns_from_judgements(way: str, tmp_path: Path) -> None:
+    """A policy from pairs, a policy and a comparator from rankings."""
+    lines = [
+        {"prompt": row["text"], "completions": [f" {row['label']} it is", f" {number % 5}", " so"], "ranks": [1, 2, 2 + number % 2]}
+        for number, row in enumerate(tiny.easy_rows(40, 3))
+    ]
+    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    method, key, figure = PREFERRED[way]
+    model = tiny.build_causal("llama", tmp_path / "llama")
+    recipe = {"model": model, "adapt": "lora", "method": method, "data": {"train": str(tmp_path / "ranked.jsonl")}}
+    found = searched(recipe, {key: [1e-3, 1e-1]}, tmp_path)
+    assert found.record["figure"] == figure
+
+
 def test_rollouts(tmp_path: Path) -> None:
     model = tiny.build_causal("llama", tmp_path / "llama")
     (tmp_path / "judge.py").write_text(LONGER, encoding="utf-8")

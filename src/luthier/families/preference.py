@@ -122,8 +122,8 @@ def objective_of(case: Case) -> Objective:
     return found
 
 
-def before(case: Case) -> None:
-    """The reference's columns, proofs on a few judgements, and what the untuned model makes of the headline ones."""
+def ready(case: Case) -> None:
+    """What the steps ask for: the reference's columns, and in rounds the judge and the first judgements."""
     job, plan = case.job, case.plan
     work = frozen.Work(job.cache, job.console, job.stop, job.device, case.precision, plan.micro_tokens, plan.overhead)
     if case.teach.rounds is not None:
@@ -131,6 +131,11 @@ def before(case: Case) -> None:
     for name in case.views:
         _columns(case, judgements(case, name), work)
     reference.keep_start(case)
+
+
+def before(case: Case) -> None:
+    """The reference's columns, proofs on a few judgements, and what the untuned model makes of the headline ones."""
+    ready(case)
     _proofs(case)
     untuned(case)
 
@@ -286,5 +291,5 @@ def _encoded_again(case: Case, tokenizer: Any) -> dict[str, Any]:
 
 
 __all__ = [
-    "after", "before", "build", "evaluation", "freeze", "judge", "loader", "prepare", "says", "view",
+    "after", "before", "build", "evaluation", "freeze", "judge", "loader", "prepare", "ready", "says", "view",
 ]  # fmt: skip
