@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 import tiny
 from luthier.errors import Interrupted, UserError
+from luthier.judges import judge_of
 from luthier.rollouts import wins
 from luthier.run import run
 
@@ -209,6 +211,36 @@ def test_bad_input_is_told(room: Path, tmp_path: Path, tinies: dict[str, str]) -
         tuned(recipe(room, "ppo") | {"data": {"train": str(texts)}}, tmp_path, name="h")
 
 
+def test_a_tokenizer_without_an_end_is_refused(room: Path, tmp_path: Path) -> None:
+    shutil.copytree(room / "llama", tmp_path / "endless")
+    for name, key in (("config.json", "eos_token_id"), ("tokenizer_config.json", "eos_token")):
+        told = json.loads((tmp_path / "endless" / name).read_text("utf-8"))
+        (tmp_path / "endless" / name).write_text(json.dumps({k: v for k, v in told.items() if k != key}), encoding="utf-8")
+    with pytest.raises(UserError, match="no end-of-text token"):
+        tuned(recipe(room, "ppo") | {"model": str(tmp_path / "endless")}, tmp_path, name="run")
+
+
+def test_a_reward_run_on_another_tokenizer_reads_the_text_anew(room: Path, tmp_path: Path) -> None:
+    """The judge of another base is loaded beside the policy, and scores what its own tokenizer makes of the texts."""
+    rows = [
+        {"prompt": f"say {row['text'][:16]}", "completions": [" aa bank a", " it so on", " rain"], "ranks": [1, 2, 3]}
+        for row in tiny.easy_rows(60)
+    ]
+    file = tmp_path / "rankings.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    taught = {
+        "model": tiny.build_causal("gpt2", tmp_path / "gpt2"), "adapt": "lora", "method": "reward", "data": {"train": str(file)},
+        "train": {"steps": 20, "batch_size": 16, "lr": 1e-2, "precision": "fp32", "max_length": 64},
+    }  # fmt: skip
+    tuned(taught, tmp_path, name="judge")
+    made = recipe(room, "rloo", {"steps": 2}, reward=str(tmp_path / "judge")) | {"data": {"train": str(file)}}
+    record = tuned(made, tmp_path, name="policy")
+    assert record["shared"] == {str(tmp_path / "judge"): 0}
+    assert record["held"]["judges"] > record["held"]["base"], "a whole model of its own"
+    first = json.loads((tmp_path / "policy" / "samples.jsonl").read_text("utf-8").splitlines()[0])["shown"]
+    assert len({one["score"] for one in first}) == len(first)
+
+
 def test_a_reward_run_on_the_same_base_shares_its_weights(
     room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +279,6 @@ def test_a_reward_run_on_the_same_base_shares_its_weights(
 
 def test_the_example_is_whole(repository: Path) -> None:
     """Its stages read; its judge ranked the outputs as they stand there, and likes what people ranked first better than the rest."""
-    from luthier.judges import judge_of
     from luthier.recipe import Stages, read_any
 
     folder = repository / "examples" / "rlhf"
