@@ -7,7 +7,8 @@
 ukp/WAY/FOLD         UKPConvArg1, cross-topic: four folds of four topics; MiniLM; strict pairs; Kendall's tau with the total
                      orders of the held-out debates. Published, cross-topic: 0.76 (BiLSTM), 0.78 (SVM), 0.81 (GPPL)
 ukp-votes/WAY/FOLD   the same folds from every single vote: ties, and raters of learned reliability, held out on strict pairs
-oasst/WAY/SEED       OASST rankings of K = 2 to 9: whole rankings, all pairs as one, and single pairs shuffled; five seeds
+oasst/WAY/SEED       OASST rankings of K = 2 to 9: whole rankings, all pairs as one, single pairs shuffled, and a comparator that
+                     reads two replies together; five seeds
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ WAYS: dict[str, dict[str, Any]] = {
     # a trial of lora on fold 0: its eval topic gave 0.835 after the first of four passes and 0.833 after the second
     "lora": {"adapt": "lora", "method": {"kind": "reward"}, "train": STEP | {"epochs": 2}},
     "full": {"adapt": "full", "method": {"kind": "reward"}, "train": STEP | {"epochs": 2, "lr": 5e-5}},
+    # a pair is a row of its own: forty steps are 2,560 of 8,300 pairs, and cost as much as two passes of lora
     "compare": {"adapt": "lora", "method": {"kind": "ranking", "learner": "judge"},
-                "train": {"batch_size": 64, "max_length": 256, "precision": "fp32", "epochs": 1}},
+                "train": {"batch_size": 64, "max_length": 256, "precision": "fp32", "steps": 40}},
 }  # fmt: skip
 VOTES: dict[str, dict[str, Any]] = {
     "strict": {"ties": "omit"}, "ties": {"ties": "half"},
@@ -145,6 +147,10 @@ def cells() -> Iterator[Cell]:
             how = {"adapt": "lora", "method": method, "seed": seed, "train": {"batch_size": 16, "epochs": 5, "max_length": 384}}
             files = lambda seed=seed, draw=draw: oasst_files(seed) | draw  # noqa: E731
             yield f"oasst/{way}/{seed}", {"model": model, **how, "data": files}
+        judge = {"kind": "ranking", "learner": "judge"}
+        how = {"adapt": "lora", "method": judge, "seed": seed, "train": {"batch_size": 64, "epochs": 5, "max_length": 512}}
+        files = lambda seed=seed: oasst_files(seed) | {"judgements": {"most_faulty": 0.3}}  # noqa: E731
+        yield f"oasst/compare/{seed}", {"model": model, **how, "data": files}
     for way in ("compare", "full"):  # the dear ones last
         for fold in range(FOLDS):
             yield f"ukp/{way}/{fold}", {"model": model, **WAYS[way], "data": lambda fold=fold: ukp_files(fold, votes=False)}

@@ -7,7 +7,7 @@
 frontier/METHOD/SEED   ppo, grpo, rloo, reinforce on a reward that can be gamed, watched by one that they never see;
                        best-of-n of the starting model is measured in each run; dpo: on the best and the worst of eight samples
 taught/WAY/SEED        a reward model learned from rankings of a simulated judge (the gold reward with noise) is the only
-                       teacher: one score, or the worst of an ensemble of four
+                       teacher: one score, or the worst of four adapters
 steady/WAY/SEED        the same rollouts and rate with the clip and the KL, without the clip, and without both: how far each
                        rollout moves the policy, and the worst drop of the reward
 Interrupted, a cell goes on from its last checkpoint. Each takes some minutes on one thread.
@@ -190,7 +190,7 @@ def taught(way: str, seed: int) -> dict[str, Any]:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     judge = {
         "model": STORIES, "adapt": "lora", "seed": seed, "data": {"train": str(file)},
-        "method": {"kind": "reward", "ensemble": 1 if way == "one" else 4},
+        "method": {"kind": "reward"} | ({} if way == "one" else {"ensemble": 4, "members": "adapters"}),
         "train": {"steps": 150, "batch_size": 32, "lr": 3e-3, "precision": "fp32", "threads": 1, "max_length": 128},
     }  # fmt: skip
     name = f"judge-{way}-{seed}"
@@ -202,7 +202,7 @@ def taught(way: str, seed: int) -> dict[str, Any]:
         "best_of": 0,
         "reward_scale": "running",
     }
-    made = recipe(method | ({"combine": "worst"} if way == "worst" else {}), seed, lr=1e-3)  # far enough to go too far
+    made = recipe(method | ({"combine": "worst"} if way == "worst" else {}), seed, lr=2e-3)  # far enough to go too far
     return tuned(made, f"taught/{way}/{seed}")
 
 

@@ -137,7 +137,7 @@ def frontier(ways: dict[str, list[Any]]) -> str:
 
 def taught(ways: dict[str, list[Any]]) -> str:
     """The true reward, and the learned one, against KL."""
-    names = {"one": "one reward model", "worst": "the worst of an ensemble of four"}
+    names = {"one": "one reward model", "worst": "the worst of four adapters"}
     body = legend([(names[way], COLOURS[way]) for way in ways], 22, 50)
     for at, (key, title) in enumerate(((2, "the true reward, held out"), (1, "the learned reward, the only teacher"))):
         values = [value for several in ways.values() for one in several for _, value in within(one["curve"], key)]

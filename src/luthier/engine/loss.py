@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -96,7 +97,8 @@ def _together(terms: Terms, totals: Mapping[str, float]) -> torch.Tensor:
     """Several terms, each over its own total count; those that no micro-batch of the step counts are left out."""
     plain = 1.0 if isinstance(terms.weight, torch.Tensor) else terms.weight
     shares = [plain / count if (count := totals.get(name, 0.0)) > 0 else 0.0 for name in terms.names]
-    each = torch.tensor(shares, dtype=terms.parts.dtype, device=terms.parts.device)
+    exact = np.float64 if terms.parts.dtype == torch.float64 else np.float32
+    each = torch.from_numpy(np.array(shares, dtype=exact)).to(terms.parts)
     if isinstance(terms.weight, torch.Tensor):
         each = each * terms.weight
     return terms.parts @ each.index_select(0, terms.of)

@@ -90,7 +90,8 @@ class Group:
 
 def classes(logits: torch.Tensor, targets: torch.Tensor, task: torch.Tensor, group: Group) -> torch.Tensor:
     """classify. logits (rows, outputs), targets (rows,) -> (rows,)."""
-    return F.cross_entropy(logits + group.closed.index_select(0, task), targets, weight=group.classes(logits), reduction="none")
+    open_ = group.closed.index_select(0, task).to(logits.dtype).add_(logits)
+    return F.cross_entropy(open_, targets, weight=group.classes(logits), reduction="none")
 
 
 def tags(logits: torch.Tensor, targets: torch.Tensor, task: torch.Tensor, group: Group) -> torch.Tensor:

@@ -60,7 +60,7 @@ class Joined(nn.Module):
             shift, scale = self.scales.index_select(0, task).unbind(1)
             if features.ndim == 3:
                 shift, scale = shift.unsqueeze(1), scale.unsqueeze(1)
-            features = (features - shift) * scale
+            features = (features - shift).mul_(scale)
         return nn.functional.linear(self.dropout(features), self.weight, self.bias)
 
 
