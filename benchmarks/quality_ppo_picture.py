@@ -180,13 +180,12 @@ def steady(ways: dict[str, list[Any]]) -> str:
     return page(780, 364, body, "how far each rollout moves the policy with and without the clip and the KL")
 
 
-def main() -> None:
+def draw(parts: Groups) -> None:
     """All three, of whatever is there."""
-    parts = groups(json.loads(RESULTS.read_text(encoding="utf-8")))
-    for name, draw in (("frontier", frontier), ("taught", taught), ("steady", steady)):
+    for name, drawn in (("frontier", frontier), ("taught", taught), ("steady", steady)):
         if parts[name]:
-            (DOCS / f"{name}.svg").write_text(draw(parts[name]), encoding="utf-8")
+            (DOCS / f"{name}.svg").write_text(drawn(parts[name]), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    draw(groups(json.loads(RESULTS.read_text(encoding="utf-8"))))
