@@ -83,10 +83,14 @@ def mistaken(run: Run) -> str:
     return section("Still the wrong way round", f'<ol class="examples">{"".join(cards)}</ol>', lead, "mistaken")
 
 
+def _place(rank: Any) -> str:
+    return f"rank {rank:g}" if is_number(rank) else "not ranked"
+
+
 def _card(line: Mapping[str, Any]) -> str:
     ranks, said = line.get("ranks") or [], line["completions"]
     answers = "".join(
-        f'<p dir="auto"><bdi>{shown(str(text).strip(), SHORT)}</bdi> <span class="small">rank {number(rank)}</span></p>'
+        f'<p dir="auto"><bdi>{shown(str(text).strip(), SHORT)}</bdi> <span class="small">{_place(rank)}</span></p>'
         for text, rank in zip(said, ranks, strict=False)
     )
     who = f" · {shown(line['rater'], 40)}" if line.get("rater") else ""

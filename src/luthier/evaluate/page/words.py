@@ -94,9 +94,11 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A plain number with `digits` significant digits, thousands set apart; a dash for none."""
+    """A plain number with `digits` significant digits, a whole one as it is; thousands set apart; a dash for none."""
     if not is_number(value):
         return MISSING
+    if isinstance(value, int):
+        return f"{value:,}"
     if value == 0:
         return "0"
     if abs(value) >= 1000:

@@ -32,6 +32,7 @@ WORDS = {
     "prompt,completion": ("Prompt", "What people wrote"),
     "messages": ("Conversation", "What people wrote"),
 }
+JUDGED = ("Prompt", "The answer that was judged best")  # a preference policy's rows
 UNITS = {"loss": "nats a token"}
 HARDEST = "Still the most surprising"
 
@@ -100,7 +101,9 @@ def _signed(metric: str, value: float) -> str:
 
 def samples(run: Run) -> str:
     """Held-out prompts with what people wrote, what the base answers and what the tuned model answers."""
-    begins, wrote = WORDS.get(str(part(run.record, "method").get("rows")), WORDS["prompt,completion"])
+    method = part(run.record, "method")
+    judged = method.get("task") == "prefer"
+    begins, wrote = JUDGED if judged else WORDS.get(str(method.get("rows")), WORDS["prompt,completion"])
     cards = []
     for line in run.record.get("samples") or []:
         if not isinstance(line, Mapping):
