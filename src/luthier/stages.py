@@ -28,7 +28,7 @@ from luthier.models.sampling import Sampling
 from luthier.recipe import Recipe, Stage, Stages
 from luthier.recipe.stages import resolved, taught_by, written
 from luthier.rollouts import wins
-from luthier.rollouts.trial import FEWEST, MOST
+from luthier.rollouts.trial import answers_each
 from luthier.run import Result, run
 from luthier.talk import generate
 
@@ -285,9 +285,8 @@ def _drawn(work: Whole, stage: Stage, samples: Sequence[dict[str, Any]], side: s
     folder = work.of(stage.name)
     if saved.about(folder.model).converses:
         return [[str(one[side])] for one in samples]
-    each = min(MOST, -(-FEWEST // len(samples)))
     longest = getattr(stage.recipe.method, "new_tokens", Sampling().max_new_tokens)
-    sampling = Sampling(max_new_tokens=longest, temperature=1.0, samples=each, seed=stage.recipe.seed)
+    sampling = Sampling(max_new_tokens=longest, temperature=1.0, samples=answers_each(len(samples)), seed=stage.recipe.seed)
     prompts = [str(one["prompt"]) for one in samples]
     found = generate(str(folder.path), prompts, sampling=sampling, base=side == "base", chats=False, quiet=True)
     made: list[list[str]] = [[] for _ in samples]

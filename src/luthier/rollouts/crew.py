@@ -28,7 +28,6 @@ from luthier.methods.onpolicy import Objective
 from luthier.methods.sft import Sft
 from luthier.models.actor import Actor
 from luthier.models.decoding import start_token
-from luthier.models.sampling import Sampling
 from luthier.models.selftest import bundles_hold
 from luthier.models.sharing import own_bytes, share
 from luthier.recipe import Data, SftSettings
@@ -37,7 +36,7 @@ from luthier.rollouts.anchors import Anchors
 from luthier.rollouts.buffer import Buffer, Layout, PromptOf
 from luthier.rollouts.prompts import PromptView
 from luthier.rollouts.reading import Reader
-from luthier.rollouts.sampler import Own, sampler_of
+from luthier.rollouts.sampler import Own, sampler_of, sampling_of
 from luthier.rollouts.scores import Scoring
 from luthier.rollouts.source import Rollouts, Setup
 from luthier.rollouts.trust import doubts
@@ -185,7 +184,7 @@ def crew_of(case: Case, prompts_of: PromptsOf) -> Crew:
     shown_eval = None if told is None or eval_rows is None else prompts_of(eval_rows, built, teach, store, True, seed)
     anchors = None
     if scoring.compares or (gold is not None and gold.compares):
-        anchors = Anchors(own, actor, _sampling(teach.rollout, seed))
+        anchors = Anchors(own, actor, sampling_of(teach.rollout, seed))
     ptx, rows = pretraining(case) if teach.ptx is not None else (None, 0)
     setup = Setup(
         teach, Objective(teach, case.schema.watch), train, scoring, sampler, reader, layout, seed, plan.steps, plan.batch_size,
@@ -197,10 +196,6 @@ def crew_of(case: Case, prompts_of: PromptsOf) -> Crew:
     return Crew(
         teach, actor, scoring, gold, own, reader, Rollouts(setup), job.console, job.stop, seed, samples, shown_eval, plain_eval, anchors
     )
-
-
-def _sampling(told: Any, seed: int) -> Sampling:
-    return Sampling(told.max_new_tokens, told.temperature, told.top_p, told.top_k, told.min_p, tuple(told.stop), seed)
 
 
 def _prove(lines: list[dict[str, Any]], case: Case) -> None:

@@ -56,6 +56,13 @@ class Own:
             )  # fmt: skip
 
 
+def sampling_of(rollout: Any, seed: int, samples: int = 1) -> Sampling:
+    """How completions are drawn, as the recipe's `rollout` says."""
+    return Sampling(
+        rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.top_k, rollout.min_p, tuple(rollout.stop), seed, samples
+    )
+
+
 def sampler_of(backend: str, **given: Any) -> Sampler:
     """The sampler of this name."""
     module, _, name = SAMPLERS[backend].partition(":")

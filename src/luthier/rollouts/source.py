@@ -31,7 +31,7 @@ from luthier.rollouts.anchors import Anchors
 from luthier.rollouts.buffer import Buffer, Layout, buffer_of, restored
 from luthier.rollouts.prompts import PromptView
 from luthier.rollouts.reading import Reader
-from luthier.rollouts.sampler import Sampler
+from luthier.rollouts.sampler import Sampler, sampling_of
 from luthier.rollouts.scores import Scored, Scoring, shaped
 
 LOOKED_AT = 4  # completions of a rollout that are kept to look at
@@ -167,10 +167,7 @@ class Rollouts:
     def sampling(self) -> Sampling:
         """How completions of this rollout are drawn."""
         told = self.setup.teach.rollout
-        return Sampling(
-            told.max_new_tokens, told.temperature, told.top_p, told.top_k, told.min_p, tuple(told.stop),
-            self.setup.seed * SEEDS + self.number, self.setup.teach.group,
-        )  # fmt: skip
+        return sampling_of(told, self.setup.seed * SEEDS + self.number, self.setup.teach.group)
 
     def _view(self, step: int) -> PromptView:
         shown = self.setup.shown

@@ -17,15 +17,24 @@ import torch
 from luthier.errors import Interrupted
 from luthier.evaluate.sampled import Sampled
 from luthier.models.generate import Answer
-from luthier.models.sampling import Sampling
 from luthier.rollouts.buffer import Buffer, buffer_of
 from luthier.rollouts.prompts import PromptView
+from luthier.rollouts.sampler import sampling_of
 
 if TYPE_CHECKING:
     from luthier.rollouts.crew import Crew
 
 FEWEST, MOST = 96, 8  # completions of a trial; of one prompt
 PIECE = 256  # completions that are sampled between two looks at the stop
+
+
+def answers_each(prompts: int) -> int:
+    """How many completions each of so many prompts gets.
+
+    >>> answers_each(200), answers_each(24), answers_each(3)
+    (1, 4, 8)
+    """
+    return min(MOST, -(-FEWEST // prompts))
 
 
 def sampled(
@@ -36,17 +45,7 @@ def sampled(
     Raises:
         Interrupted: on request.
     """
-    told = crew.teach.rollout
-    sampling = Sampling(
-        told.max_new_tokens,
-        told.temperature,
-        told.top_p,
-        told.top_k,
-        told.min_p,
-        tuple(told.stop),
-        -1 - crew.seed,
-        samples,
-    )
+    sampling = sampling_of(crew.teach.rollout, -1 - crew.seed, samples)
     found: list[list[Answer]] = []
     size = max(1, PIECE // samples)
     with crew.console.bar(what, len(rows)) if what else contextlib.nullcontext() as bar:
@@ -64,7 +63,7 @@ def sampled(
 def tried(crew: Crew, view: PromptView, what: str = "", *, start: bool = False) -> Sampled:
     """Every prompt of a view; each figure is the mean over a prompt's completions."""
     rows = np.arange(len(view))
-    each = min(MOST, -(-FEWEST // len(view)))
+    each = answers_each(len(view))
     texts, answers = sampled(crew, view, rows, what, start=start, samples=each)
     asked = [view.asked(at) for at in range(len(view))]
     others = None if crew.anchors is None else crew.anchors(crew.plain(view), rows)
