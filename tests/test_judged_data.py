@@ -566,3 +566,39 @@ def test_whatever_stands_in_a_row_it_is_a_judgement_or_a_bad_row(kind: str, data
     rows = from_memory([row], record, kind, Data(train="memory"))
     assert rows.row(0)["completions"] == found["completions"]
     judge(rows)
+
+
+TIED = [{"prompt": f"p{n}", "completions": [f"a{n}", f"b{n}"], "ranks": [1, 1]} for n in range(12)]
+STRICT = [row | {"prompt": f"q{n}", "ranks": [1, 2]} for n, row in enumerate(TIED)]
+UP = [{"prompt": f"p{n}", "completion": f"a{n}", "label": True} for n in range(12)]
+BOTH = [row | {"prompt": f"q{n}", "label": n % 2 == 0} for n, row in enumerate(UP)]
+
+
+@pytest.mark.parametrize(
+    ("method", "train", "held", "words"),
+    [
+        (method, train, held, words)
+        for method in (
+            {"kind": "reward"}, {"kind": "reward", "loss": "bradley-terry"}, {"kind": "preference"},
+            {"kind": "ranking", "learner": "policy"}, {"kind": "ranking", "learner": "judge"},
+        )
+        for train, held, words in ((TIED, STRICT, ""), (STRICT, TIED, "12 {split} judgements says"))
+    ] + [
+        ({"kind": "reward"}, UP, BOTH, "Every thumb is up"), ({"kind": "reward"}, BOTH, UP, "All 12 {split} scores or thumbs are 1"),
+        ({"kind": "preference", "loss": "kto"}, UP, BOTH, "train judgements says"),
+        ({"kind": "preference", "loss": "kto"}, BOTH, UP, "12 {split} judgements says"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("split", ["eval", "test"])
+def test_judgements_that_prefer_nothing_are_refused_before_a_step(
+    method: dict[str, Any], train: list[Any], held: list[Any], words: str, split: str, tmp_path: Path
+) -> None:
+    """A split of ties alone has no accuracy on pairs, and a file of thumbs up alone teaches nothing."""
+    for name, rows in (("train", train), (split, held)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", split)}
+    recipe = {"model": "pocket", "adapt": "lora", "method": method, "data": files, "train": {"steps": 1}}
+    with pytest.raises(UserError) as told:
+        run(recipe, runs=tmp_path / "runs", quiet=True)
+    assert words.format(split=split) in str(told.value), str(told.value)
+    assert (files[split] if "{split}" in words else files["train"]) in str(told.value)

@@ -18,6 +18,7 @@ from luthier.build import OWN_HIDDEN, Built, pooling_of
 from luthier.comparing import circles, reliabilities, scores_of, verdicts_on
 from luthier.data.examples import Rows
 from luthier.data.judgements.compared import ComparedLoader, ComparedView, compared_view
+from luthier.data.judgements.faults import want_preferences
 from luthier.data.judgements.judged import judge as judge_rows
 from luthier.evaluate import judging, metrics, verdicts
 from luthier.families.labels import split as apart
@@ -68,6 +69,8 @@ def reads_pairs(base: Base) -> bool:
 def view(rows: Rows, built: Built, teach: Any, lesson: Lesson, store: Path, split: str) -> ComparedView:
     """Tokens of prompts and completions, and judgements; raters have the numbers that they have in train."""
     judged = judge_rows(rows, raters=lesson.raters[:-1])
+    if split in ("eval", "test"):
+        want_preferences(judged, split)
     base = built.base
     return compared_view(rows, judged, base.tokenizer, base.pad_id, built.about.max_length, reads_pairs(base))
 

@@ -16,7 +16,7 @@ from luthier import frozen, proofs
 from luthier.adapters import ADAPTERS, bridge
 from luthier.build import Built
 from luthier.data.examples import JUDGED, Rows
-from luthier.data.judgements.faults import refuse
+from luthier.data.judgements.faults import refuse, want_preferences
 from luthier.data.judgements.judged import judge as judged_of
 from luthier.data.judgements.view import judged_view
 from luthier.data.loader import sweep
@@ -74,7 +74,10 @@ def view(rows: Rows, built: Built, teach: Any, schema: Any, store: Path, split: 
     """Token ids of prompts and completions, and what was said of them; or prompts that wait for answers."""
     if rows.kind not in JUDGED:
         return AskedView(rows, None, np.empty(0), built.base.pad_id)  # type: ignore[arg-type]
-    return read(rows, built, teach, schema, store, (built.about.speech or {})["judgements"]["most_faulty"])
+    found = read(rows, built, teach, schema, store, (built.about.speech or {})["judgements"]["most_faulty"])
+    if split in ("train", "eval", "test") and getattr(teach, "rounds", None) is None:
+        want_preferences(found.judged, split)
+    return found
 
 
 def read(rows: Rows, built: Built, teach: Any, schema: Any, store: Path, most: float) -> PolicyView:

@@ -16,6 +16,7 @@ from luthier import frozen, proofs, rated, scored
 from luthier.adapters import ADAPTERS, bridge
 from luthier.build import OWN_HIDDEN, Built, checkpointing, pooling_of
 from luthier.data.examples import Rows
+from luthier.data.judgements.faults import want_preferences, want_scores
 from luthier.data.judgements.judged import judge as judge_rows
 from luthier.data.judgements.loader import JudgedLoader
 from luthier.data.judgements.pairs import as_pairs
@@ -154,6 +155,8 @@ def view(rows: Rows, built: Built, teach: Any, lesson: Lesson, store: Path, spli
     Under bradley-terry with  data: {judgements: {draw: judgements}}  the pairs of a training ranking are drawn one by one.
     """
     judged = judge_rows(rows, raters=lesson.raters[:-1])
+    if split in ("eval", "test"):
+        (want_preferences if lesson.task == "judge" else want_scores)(judged, split)
     draw = (built.about.judging or {})["draw"]
     if split == "train" and lesson.loss == "bradley-terry" and draw == "judgements":
         judged = as_pairs(judged)

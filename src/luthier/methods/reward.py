@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.data.examples import Rows
+from luthier.data.judgements.faults import want_preferences
 from luthier.data.judgements.judged import Judged, judge, ranks_of
 from luthier.data.judgements.records import FORMS
 from luthier.errors import UserError
@@ -285,6 +286,8 @@ class Reward(RewardSettings):
         if self.raters == "reliability":
             told["raters"] = self._raters(judged, loss, where or rows.source)
         several = bool((better(ranks).sum(dim=(1, 2)) > 0).any())
+        if not several and loss not in GRADED:
+            want_preferences(judged, "train")
         found = Lesson("judge" if several else "regress", loss, ties, forms, 0.0, **told)
         return replace(found, total=self.total(judged, found))
 
@@ -341,6 +344,10 @@ class Reward(RewardSettings):
 def _scale(judged: Judged, where: str) -> dict[str, Any]:
     """The grades that occur, and how often."""
     grades, often = np.unique(judged.values[~np.isnan(judged.values)], return_counts=True)
+    if len(grades) == 1:
+        thumbs = "thumb" if {FORMS[number] for number in np.unique(judged.form)} == {"thumb"} else "score"
+        said = {0.0: "down", 1.0: "up"}.get(float(grades[0]), "") if thumbs == "thumb" else f"{grades[0]:g}"
+        raise UserError(f"Every {thumbs} is {said}: there is nothing to learn.", where=where)
     if not 2 <= len(grades) <= MOST_GRADES:
         raise UserError(
             f"loss: ordinal wants 2 to {MOST_GRADES} grades; the training rows have {len(grades)} different values.",

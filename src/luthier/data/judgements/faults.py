@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from luthier.data.judgements.judged import RANKED, Judged, ranks_of
-from luthier.data.judgements.records import ALIKE, CUT, DIFFER, EQUAL, SILENT
+from luthier.data.judgements.records import ALIKE, CUT, DIFFER, EQUAL, FORMS, SILENT
 from luthier.errors import UserError
 
 CONTRADICTS, OUTLIER = "contradicts the same rater", "score off the scale"
@@ -88,6 +88,45 @@ def outliers(judged: Judged) -> list[int]:
     far = np.abs(judged.values - median) > FAR * max(high - low, abs(median), 1.0)
     owner = np.repeat(np.arange(len(judged)), judged.sizes)
     return [int(number) for number in np.unique(owner[scored & far])]
+
+
+def prefers(judged: Judged) -> bool:
+    """Whether any judgement sets one completion above another, or thumbs point both ways."""
+    thumbs = judged.values[np.repeat(judged.form == FORMS.index("thumb"), judged.sizes)]
+    if len(np.unique(thumbs[~np.isnan(thumbs)])) > 1:
+        return True
+    for number in range(len(judged)):
+        at = judged.cells(number)
+        ranks = ranks_of(judged.values[at], int(judged.form[number]))
+        if len(np.unique(ranks[~np.isnan(ranks)])) > 1:
+            return True
+    return False
+
+
+def want_preferences(judged: Judged, split: str) -> None:
+    """Raise UserError where nothing in a split says that a completion is better than another: no accuracy can be had from it."""
+    if prefers(judged):
+        return
+    raise UserError(
+        f"None of the {len(judged)} {split} judgements says that one completion is better than another.",
+        where=judged.rows.source, hint=_mend(split),
+    )  # fmt: skip
+
+
+def want_scores(judged: Judged, split: str) -> None:
+    """Raise UserError where a split of scores or thumbs holds but one value: no figure can be had from it."""
+    values = judged.values[~np.isnan(judged.values)]
+    if len(values) > 1 and values.min() == values.max():
+        raise UserError(
+            f"All {len(values)} {split} scores or thumbs are {values[0]:g}: nothing can be told from them.",
+            where=judged.rows.source, hint=_mend(split),
+        )  # fmt: skip
+
+
+def _mend(split: str) -> str:
+    if split == "train":
+        return "Have some judged that differ:  luthier rank FILE"
+    return f"Hold more out:  data: {{hold_out: {{{split}: 0.3}}}};  or name another file:  data: {{{split}: ...}}"
 
 
 def refuse(splits: Judged | Sequence[Judged], most: float) -> list[Faults]:
