@@ -177,6 +177,8 @@ def test_empty_one_class_and_two_row_sets(tell: Tell, tmp_path: Path) -> None:
     holds(tell(csv_of(tmp_path / "a.csv", "text,label")), "a.csv", "No rows")
     holds(tell(csv_of(tmp_path / "b.csv", "text,label", *(f"text {n},a" for n in range(30)))), "b.csv", "'a'", "two labels")
     holds(tell(csv_of(tmp_path / "c.csv", "text,label", "one,a", "two,b")), "c.csv", "2 rows", "hold_out")
+    same = [f"the same text,{'ab'[n % 2]}" for n in range(30)]
+    holds(tell(csv_of(tmp_path / "e.csv", "text,label", *same)), "e.csv", "30 rows with 1 different texts", "hold_out")
     holds(tell(csv_of(tmp_path / "d.csv", "text,score", *(f"text {n},3" for n in range(30)))), "d.csv", "3", "nothing to learn")
 
 

@@ -24,6 +24,9 @@ def flat(prompts, completions, **rest):
 def broken(prompt, completion):
     return 1 / 0
 
+def leaves(prompt, completion):
+    raise SystemExit(3)
+
 def wild(prompt, completion):
     return float("nan")
 
@@ -89,6 +92,7 @@ def test_a_sum(rules: str) -> None:
     ("spec", "words"),
     [
         ("{rules}:broken", ["broken", "ZeroDivisionError"]),
+        ("{rules}:leaves", ["leaves", "SystemExit"]),
         ("{rules}:wild", ["nan", "finite"]),
         ("{rules}:few", ["1 scores for 2 completions"]),
         ("{rules}:alone", ["alone", "f(prompt, completion)"]),

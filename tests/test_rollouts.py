@@ -272,7 +272,7 @@ def test_sums_and_ensembles(rules: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("broken", ["ZeroDivisionError", "'three'", "prompts.jsonl:2"]),
+        ("broken", ["ZeroDivisionError", "zero. The prompt: 'three'", "prompts.jsonl:2"]),
         ("nan", ["finite", "'three'", "prompts.jsonl:2"]),
         ("few", ["1 scores for 2", "'one'", "prompts.jsonl:1"]),
         ("slow", ["more than 0.5 s", "'three'", "prompts.jsonl:2", "time_limit"]),
@@ -325,6 +325,7 @@ GOOD = {"score": 1.0, "kl": 2.0, "entropy": 2.0, "distinct": 1.0, "repeated": 0.
         ({"empty": 0.9}, [], "empty"),
         ({"explained": -0.5}, [], "worse than a constant"),
         ({"clipped": 0.6}, [], "too large"),
+        ({"spread": 0.0}, [], "nothing to learn from"),
         ({}, [(0.0, 0.0), (1.0, 1.0), (2.0, 0.2)], "Reward hacking"),
         ({}, [(0.0, 0.0), (1.0, 1.0), (2.0, 1.2)], None),
     ],
@@ -334,7 +335,7 @@ def test_alarms(change: dict[str, float], evals: list[tuple[float, float]], word
     found = health.alarms(lines, [{"eval/reward": one, "eval/gold": two} for one, two in evals], 6.0)
     assert len(found) == (word is not None), found
     assert word is None or (
-        word in found[0] and ("method." in found[0] or "train." in found[0] or "method:" in found[0])
+        word in found[0] and any(remedy in found[0] for remedy in ("method.", "train.", "method:", "the judge reads"))
     )
 
 

@@ -172,8 +172,10 @@ def _hold_out(rows: Rows, shares: Mapping[str, float], seed: int) -> dict[str, R
     parts = hash_split(rows, dict(shares), seed)
     empty = [name for name in shares if len(parts[name]) == 0]
     if empty:
+        kinds = len(np.unique(text_keys(rows)))  # rows of one text, prompt or first question stay on one side
+        told = f"{len(rows)} rows" if kinds == len(rows) else f"{len(rows)} rows with {kinds} different texts or prompts"
         raise UserError(
-            f"{len(rows)} rows are too few to set {' and '.join(empty)} aside.", where=rows.source,
+            f"{told} are too few to set {' and '.join(empty)} aside.", where=rows.source,
             hint="Add rows, name files for eval and test, or write  data: {hold_out: {eval: 0.3, test: 0}}  for a larger share.",
         )  # fmt: skip
     return {name: rows.take(ids) for name, ids in parts.items()}

@@ -36,7 +36,7 @@ class FunctionJudge:
         """See `Judge`; what the function raises is told with its name."""
         try:
             given = self._called(prompts, completions)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a function that leaves would end the run without a word
             raise UserError(f"The judge {self.name!r} failed: {type(error).__name__}: {error}") from error
         return checked(self.name, given, completions)
 

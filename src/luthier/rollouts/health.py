@@ -67,6 +67,7 @@ def alarms(
         return []
     return [said for said in (
         _kl(lines, target), _collapse(lines), _hacking(lines, evaluations), _longer(lines), _empty(lines), _value(lines), _clipped(lines),
+        _same(lines),
     ) if said]  # fmt: skip
 
 
@@ -108,8 +109,8 @@ def _hacking(lines: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[s
     seen = [line for line in evaluations if "eval/gold" in line]
     gold, proxy = ([float(line[f"eval/{name}"]) for line in seen] for name in ("gold", "reward"))
     remedy = (
-        "Raise method.kl.coef, take an ensemble's worst member (method.combine: worst), or keep the checkpoint of the best gold "
-        "figure (train.metric: gold)."
+        "Raise method.kl.coef, keep the checkpoint of the best gold figure (train.metric: gold), or take an ensemble's worst member "
+        "(method.combine: worst)."
     )
     noise = max((float(line.get("eval/gold_error", 0.0)) for line in seen), default=0.0)
     if (
@@ -153,6 +154,16 @@ def _empty(lines: Sequence[Mapping[str, Any]]) -> str | None:
     return (
         f"{100 * share:.0f} % of the completions are empty: the policy writes nothing. Let the judge score an empty text low, or "
         "start from a model that was tuned to answer (method: sft)."
+    )
+
+
+def _same(lines: Sequence[Mapping[str, Any]]) -> str | None:
+    last = lines[-FEW:]
+    if any(line.get("spread", 1.0) > 1e-9 * max(1.0, abs(line["score"])) for line in last):
+        return None
+    return (
+        f"Every completion of the last {len(last)} rollouts has the score {last[-1]['score']:.3g}: there is nothing to learn from. See "
+        "whether the judge reads the completion, or give it a scale with steps between."
     )
 
 

@@ -149,7 +149,7 @@ def _within(
         )  # fmt: skip
     if isinstance(found[0], UserError):
         raise UserError(
-            f"{found[0].given} The prompt: {brief(prompt)}",
+            f"{found[0].given.rstrip('.')}. The prompt: {brief(prompt)}",
             where=place(),
             hint="The score of a completion must be one finite number: mend the function, or test it on this prompt.",
         ) from found[0].__cause__
