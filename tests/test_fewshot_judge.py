@@ -126,11 +126,11 @@ def test_both_orders_are_averaged_and_the_first_place_gains_nothing() -> None:
 def test_verdicts_stand_beside_what_people_said(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "completions": ["a", "b b", "c"], "ranks": [1, 2, 2]}]
     found = verdicts_of(
-        judge_rows(read(written(tmp_path / "r.jsonl", rows), tmp_path)), [np.array([0.5, 1.5, 0.0])], [[1, 2, 1]]
+        judge_rows(read(written(tmp_path / "r.jsonl", rows), tmp_path)), [np.array([0.5, 1.5, 0.0])], [[1, 3, 1]]
     )
     assert found.sign.tolist() == [1, 1, 0]
     assert found.gap.tolist() == [-1.0, 0.5, 1.5]
-    assert found.longer.tolist() == [-1, 0, 1]
+    assert found.longer.tolist() == [-2, 0, 2]
     assert found.nll[0] == pytest.approx(np.log1p(np.exp(1.0)) + np.log1p(np.exp(-0.5)))
     assert found.size.tolist() == [2]
 

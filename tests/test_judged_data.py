@@ -434,6 +434,8 @@ def test_what_is_cut_is_counted_and_what_is_then_equal_is_left_out(llama: str, t
     ]  # fmt: skip
     assert len(view) == 1
     assert view.longest == 32
+    # what length alone gets goes by what people saw, not by what was left of it
+    assert view.written[view.judged.starts[0] :].max() == len(long) + 4
     assert faults(view.judged).count == 2
     with pytest.raises(UserError, match="2 of 3 rows of judgements"):
         refuse(view.judged, 0.5)

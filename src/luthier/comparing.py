@@ -82,7 +82,7 @@ def verdicts_on(model: CompareModel, view: ComparedView, runner: Runner, what: s
         named = judged.starts[judged.item[number]] + judged.which[at]
         taus.append(tau_of(scores[named], ranks_of(judged.values[at], int(judged.form[number]))))
     prompt = of_item[judged.item[pairs.judgement]]
-    longer = view.sizes[pairs.first[pairs.pair]] - view.sizes[pairs.second[pairs.pair]]
+    longer = view.written[pairs.first[pairs.pair]] - view.written[pairs.second[pairs.pair]]
     size = np.where(often > 0, judged.weight, 0.0)
     return Verdicts(len(units), prompt, gap, pairs.sign, longer, np.array(taus), unit, nll, size, unit), z
 

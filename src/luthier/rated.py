@@ -75,7 +75,7 @@ def ties(lesson: Lesson, model: RewardModel) -> list[dict[str, float]]:
 def prefers(view: JudgedView) -> float:
     """1 where the longer of two is preferred more often than the shorter, else -1."""
     pairs = pairs_of(view)
-    longer = np.sign(view.sizes[pairs["first"]] - view.sizes[pairs["second"]])
+    longer = np.sign(view.written[pairs["first"]] - view.written[pairs["second"]])
     return 1.0 if float((longer * pairs["sign"]).sum()) >= 0 else -1.0
 
 

@@ -113,7 +113,7 @@ def verdicts(view: JudgedView, found: Array, objective: Objective, model: Reward
     units, unit = np.unique(judged.item, return_inverse=True)
     of_item = np.zeros(judged.items, dtype=np.int64)
     of_item[units] = np.arange(len(units))
-    lengths = view.sizes
+    lengths = view.written
     return Verdicts(
         len(units), of_item[pairs["item"]], found[pairs["first"]] - found[pairs["second"]], pairs["sign"],
         lengths[pairs["first"]] - lengths[pairs["second"]], np.array(taus), unit, nll, size, unit,

@@ -31,7 +31,7 @@ class Verdicts:
         unit: (M,) prompt of each pair.
         gap: (M,) score of the first less that of the second.
         sign: (M,) 1 the first is better, -1 the second, 0 tied.
-        longer: (M,) tokens of the first less those of the second.
+        longer: (M,) characters of the first less those of the second, before anything was cut.
         tau, tau_unit: (J,) Kendall's tau-b of scores and each judgement, NaN where undefined, and its prompt.
         nll, size, judged: (J,) loss of each judgement, what it counts, its prompt.
     """
@@ -206,7 +206,7 @@ def by_margin(found: Verdicts) -> list[dict[str, float]]:
 
 
 def by_length(found: Verdicts) -> list[dict[str, float]]:
-    """Accuracy by how much longer, in tokens, the preferred one is; below zero the shorter one was preferred."""
+    """Accuracy by how much longer, in characters, the preferred one is; below zero the shorter one was preferred."""
     return by_parts(found, found.longer * found.sign)
 
 

@@ -147,7 +147,7 @@ def _verdicts(case: Case, name: str, comparer: Comparer, what: str) -> Verdicts:
     _refuse_leaks(case, comparer, judged, prompts)
     answers = [[as_text(one) for one in item.completions] for item in items]
     return verdicts_of(
-        judged, comparer.scores(prompts, answers, what), [[len(one.split()) for one in several] for several in answers]
+        judged, comparer.scores(prompts, answers, what), [[len(one) for one in several] for several in answers]
     )
 
 
@@ -165,7 +165,7 @@ def _refuse_leaks(case: Case, comparer: Comparer, judged: Judged, prompts: list[
 
 
 def verdicts_of(judged: Judged, scores: list[np.ndarray], sizes: list[list[int]]) -> Verdicts:
-    """Scores beside judgements, as the metrics read them."""
+    """Scores beside judgements, as the metrics read them; `sizes` are characters of each answer."""
     pairs: list[tuple[int, float, int, int]] = []
     tau, nll, size = [], [], []
     for number in range(len(judged)):
@@ -177,8 +177,8 @@ def verdicts_of(judged: Judged, scores: list[np.ndarray], sizes: list[list[int]]
                 a, b = ranks[one], ranks[two]
                 if np.isnan(a) or np.isnan(b) or (np.isinf(a) and np.isinf(b)):
                     continue
-                words = [sizes[seen.item][at] for at in (seen.completions[one], seen.completions[two])]
-                pairs.append((seen.item, float(mine[one] - mine[two]), int(b > a) - int(a > b), words[0] - words[1]))
+                long = [sizes[seen.item][at] for at in (seen.completions[one], seen.completions[two])]
+                pairs.append((seen.item, float(mine[one] - mine[two]), int(b > a) - int(a > b), long[0] - long[1]))
         signs, gaps = (np.array([pair[at] for pair in pairs[first:]]) for at in (2, 1))
         nll.append(float(np.logaddexp(0.0, -(signs * gaps)[signs != 0]).sum()) if len(signs) else 0.0)
         size.append(int((signs != 0).sum()))

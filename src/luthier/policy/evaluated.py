@@ -85,7 +85,7 @@ def evaluate(
         kl = 0.0 if view.others is None else scoring.kl_of(built.model, view.others, runner)
     objective = teach.objective(schema, torch.device("cpu"))
     ways = {
-        "longer": scoring.as_scores(view, view.tokens.astype(float)),
+        "longer": scoring.as_scores(view, view.written),
         "base": scoring.as_scores(view, likelihood(objective, view)),
         "tuned": scoring.outputs(built.model.cpu(), objective, view, tuned, kl),
     }

@@ -38,7 +38,7 @@ def untuned(case: Case) -> None:
         return
     objective = case.teach.objective(case.schema, job.device)
     base: Any = rows
-    ways = {"base": scoring.as_scores(base, likelihood(objective, base)), "longer": scoring.as_scores(base, base.tokens.astype(float))}
+    ways = {"base": scoring.as_scores(base, likelihood(objective, base)), "longer": scoring.as_scores(base, base.written)}
     job.record["baselines"], job.record["baseline_intervals"] = {}, {}
     for way, out in ways.items():
         job.record["baselines"][way], job.record["baseline_intervals"][way] = told(scored(out, base))

@@ -6,14 +6,13 @@ scores and thumbs that one person gave to several completions of a prompt count 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from luthier.data.judgements.judged import RANKED, Floats, Ints, Judged
+from luthier.data.judgements.judged import RANKED, Floats, Ints, Judged, characters
 from luthier.statistics import comparisons as verdicts
 from luthier.statistics.agreement import alpha_of_counts, concordance
 from luthier.statistics.bootstrap import Interval
@@ -149,24 +148,6 @@ def _regrouped(judged: Judged) -> tuple[Ints, Ints, Floats]:
     group = np.unique(keys, return_inverse=True)[1]
     order = np.argsort(group, kind="stable")
     return group[order].astype(np.int64), order, ranks[order]
-
-
-def characters(judged: Judged) -> Floats:
-    """(completions,) characters of each."""
-    found = np.zeros(judged.completions)
-    order = np.argsort(judged.source[:, 0], kind="stable")
-    rows, position, at = judged.source[order, 0], 0, 0
-    for batch in judged.rows.batches():
-        count = len(batch["completions"])
-        while at < len(order) and rows[at] < position + count:
-            row, place = int(rows[at]) - position, int(judged.source[order[at], 1])
-            text = batch["completions"][row][place]
-            if batch["chat"][row]:
-                text = "".join(one["content"] for one in json.loads(text))
-            found[order[at]] = len(text)
-            at += 1
-        position += count
-    return found
 
 
 def _rankings(judged: Judged, options: Mapping[str, Any]) -> tuple[Interval, Interval]:

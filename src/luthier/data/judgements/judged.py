@@ -167,6 +167,24 @@ def ranks_of(values: Floats, form: int) -> Floats:
     return found
 
 
+def characters(judged: Judged) -> Floats:
+    """(completions,) characters of each, as whoever judged saw it: before anything is cut or tokenized."""
+    found = np.zeros(judged.completions)
+    order = np.argsort(judged.source[:, 0], kind="stable")
+    rows, position, at = judged.source[order, 0], 0, 0
+    for batch in judged.rows.batches():
+        count = len(batch["completions"])
+        while at < len(order) and rows[at] < position + count:
+            row, place = int(rows[at]) - position, int(judged.source[order[at], 1])
+            text = batch["completions"][row][place]
+            if batch["chat"][row]:
+                text = "".join(one["content"] for one in json.loads(text))
+            found[order[at]] = len(text)
+            at += 1
+        position += count
+    return found
+
+
 def judge(rows: Rows, *, unranked: str = "omit", raters: Sequence[str] = ()) -> Judged:
     """Group rows by prompt, and find each completion once.
 

@@ -13,7 +13,7 @@ import torch
 
 from luthier.data.bundles import FORMS, Arrangement, arrange, lay, lay_plain, pad
 from luthier.data.examples import Rows
-from luthier.data.judgements.judged import Floats, Ints, Judged, ranks_of
+from luthier.data.judgements.judged import Floats, Ints, Judged, characters, ranks_of
 from luthier.data.judgements.records import ALIKE, CUT
 from luthier.data.loader import Batch
 from luthier.data.render import Speech
@@ -66,6 +66,11 @@ class JudgedView(View):
     def apart(self) -> Ints:
         """(completions,) tokens of each as a row of its own: prompt and completion."""
         return self.prompts[self.item_of] + self.sizes
+
+    @functools.cached_property
+    def written(self) -> np.ndarray:
+        """(completions,) characters of each, before anything was cut: the length that people saw."""
+        return characters(self.judged)
 
     @property
     def lengths(self) -> Ints:

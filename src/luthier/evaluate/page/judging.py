@@ -79,7 +79,7 @@ def parts(run: Run) -> str:
     judging = part(run.record, "judging")
     tables = []
     for key, title, unit in (
-        ("by_margin", "by the gap of the scores", ""), ("by_length", "by how much longer the preferred one is", " tokens")
+        ("by_margin", "by the gap of the scores", ""), ("by_length", "by how much longer the preferred one is", " characters")
     ):  # fmt: skip
         lines = judging.get(key) if judging else None
         rows = [
