@@ -7,7 +7,7 @@
 frontier/METHOD/SEED   ppo, grpo, rloo, reinforce on a reward that can be gamed, watched by one that they never see;
                        best-of-n of the starting model is measured in each run; dpo: on the best and the worst of eight samples
 taught/WAY/SEED        a reward model learned from rankings of a simulated judge (the gold reward with noise) is the only
-                       teacher: one score, or the worst of four adapters
+                       teacher: one score, or the mean or the worst of four adapters
 steady/WAY/SEED        the same rollouts and rate with the clip and the KL, without the clip, and without both: how far each
                        rollout moves the policy, and the worst drop of the reward
 Interrupted, a cell goes on from its last checkpoint. Each takes some minutes on one thread.
@@ -84,7 +84,7 @@ def tuned(made: dict[str, Any], name: str) -> dict[str, Any]:
     return {
         "test": record["metrics"].get("test"), "start": record.get("baselines", {}).get("base"), "yardstick": record.get("yardstick"),
         "curve": [[line[key] for key in keys if key in line] for line in lines if "eval/reward" in line],
-        "rollouts": [{key: line.get(key) for key in ("step", "score", "kl", "drift", "clipped", "entropy")} for line in told],
+        "rollouts": [{key: line.get(key) for key in ("step", "score", "kl", "drift", "clipped", "entropy", "repeated", "doubt")} for line in told],
         "alarms": record.get("alarms"), "failing": [line["name"] for line in record["proofs"] if not line["passed"]],
         "cpu_seconds": record["time"]["cpu_seconds"],
     }  # fmt: skip

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results" / "quality_ppo.json"
 DOCS = Path(__file__).parents[1] / "docs"
 COLOURS = {
     "ppo": "#b4491c", "grpo": "#3f6b8f", "rloo": "#2f7d4f", "reinforce": "#8a6500", "dpo": "#7a4b8f",
-    "one": "#b4491c", "worst": "#3f6b8f", "clip and kl": "#b4491c", "no clip": "#3f6b8f", "neither": "#6b645c",
+    "one": "#b4491c", "mean": "#8a6500", "worst": "#3f6b8f", "clip and kl": "#b4491c", "no clip": "#3f6b8f", "neither": "#6b645c",
 }  # fmt: skip
 MOST_KL = 30.0
 Points = Sequence[tuple[float, float]]
@@ -106,10 +106,10 @@ def page(width: int, height: int, body: Sequence[str], says: str) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {kind}>{ground}{"".join(body)}</svg>\n'
 
 
-def within(curve: Sequence[Sequence[float]], key: int) -> Points:
+def within(curve: Sequence[Sequence[float]], key: int, most: float = MOST_KL) -> Points:
     """(KL, value) of an evaluation curve, as far as the picture goes."""
     points = [(max(0.0, line[3]), line[key]) for line in curve if len(line) == 4]
-    end = next((at for at, (kl, _) in enumerate(points) if kl > MOST_KL), len(points))
+    end = next((at for at, (kl, _) in enumerate(points) if kl > most), len(points))
     return points[:end]
 
 
@@ -137,16 +137,17 @@ def frontier(ways: dict[str, list[Any]]) -> str:
 
 def taught(ways: dict[str, list[Any]]) -> str:
     """The true reward, and the learned one, against KL."""
-    names = {"one": "one reward model", "worst": "the worst of four adapters"}
-    body = legend([(names[way], COLOURS[way]) for way in ways], 22, 50)
+    names = {"one": "one reward model", "mean": "the mean of four adapters", "worst": "the worst of the four"}
+    most = max(line[3] for several in ways.values() for one in several for line in one["curve"])
+    body = legend([(names[way], COLOURS[way]) for way in names if way in ways], 22, 50)
     for at, (key, title) in enumerate(((2, "the true reward, held out"), (1, "the learned reward, the only teacher"))):
-        values = [value for several in ways.values() for one in several for _, value in within(one["curve"], key)]
+        values = [value for several in ways.values() for one in several for _, value in within(one["curve"], key, most)]
         low, high = min([0.0, *values]), max(values) * 1.05
-        panel = Panel((50 + 370 * at, 62, 310, 230), (0.0, MOST_KL), (low, high), bend_x=math.sqrt)
+        panel = Panel((50 + 370 * at, 62, 310, 230), (0.0, most), (low, high))
         ticks = [round(low + (high - low) * part / 4, 2) for part in range(5)]
-        body += panel.frame(title, "KL to the starting model, nats a completion", (0, 1, 2, 5, 10, 20, 30), ticks)
+        body += panel.frame(title, "KL to the starting model, nats a completion", (0, 10, 20, 30), ticks)
         for way, several in ways.items():
-            body += [panel.line(within(one["curve"], key), COLOURS[way], wide=1.8) for one in several]
+            body += [panel.line(within(one["curve"], key, most), COLOURS[way], wide=1.8) for one in several]
     return page(780, 344, body, "the true reward against KL with a learned reward model as the only teacher")
 
 

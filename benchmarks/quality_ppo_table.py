@@ -74,17 +74,19 @@ def _spent(curve: list[list[float]], goal: float) -> float | None:
 def _taught(ways: dict[str, list[Any]]) -> list[str]:
     if not ways:
         return []
-    head = "| reward model | gold at the start | best gold | its KL | gold at the end | KL at the end |"
+    head = "| reward model | gold at the start | best gold | its KL | gold at the end | KL at the end | entropy | repeated |"
     lines = ["## A reward model as the only teacher", "", "![the true reward against KL](../docs/taught.svg)", ""]
-    lines += [head, "|---|---|---|---|---|---|"]
+    lines += [head, "|---|---|---|---|---|---|---|---|"]
     for way, several in ways.items():
         best = [max(found["curve"], key=lambda line: line[2]) for found in several]
         cells = [
             [found["start"]["gold"] for found in several], [line[2] for line in best], [line[3] for line in best],
             [found["curve"][-1][2] for found in several], [found["curve"][-1][3] for found in several],
+            *[[found["rollouts"][-1][key] for found in several] for key in ("entropy", "repeated")],
         ]  # fmt: skip
         lines.append(f"| {way} | {' | '.join(map(_several, cells))} |")
-    return [*lines, ""]
+    said = "Entropy in nats a token, and the share of four-word runs that stood there before, are of the last rollout."
+    return [*lines, "", said, ""]
 
 
 def _steady(ways: dict[str, list[Any]]) -> list[str]:
