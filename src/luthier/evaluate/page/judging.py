@@ -74,6 +74,11 @@ def calibration(run: Run) -> str:
     return section("Calibration", f'<div class="halves">{"".join(halves)}</div>', lead)
 
 
+def _whole(value: Any) -> Any:
+    """A number without a fraction as such, so that it is shown without one."""
+    return int(value) if is_number(value) and value == int(value) else value
+
+
 def parts(run: Run) -> str:
     """Accuracy by how far the scores lie apart, and by how much longer the preferred output is."""
     judging = part(run.record, "judging")
@@ -83,7 +88,7 @@ def parts(run: Run) -> str:
     ):  # fmt: skip
         lines = judging.get(key) if judging else None
         rows = [
-            [f"{number(line['low'])} to {number(line['high'])}{unit}",
+            [f"{number(_whole(line['low']))} to {number(_whole(line['high']))}{unit}",
              _figure(line["accuracy"], [line["accuracy_low"], line["accuracy_high"]]), count(line["pairs"])]
             for line in lines or []
         ]  # fmt: skip
