@@ -42,6 +42,7 @@ ROLLOUT: dict[str, dict[str, Any]] = {
     "reinforce": {"prompts": 64},
 }  # fmt: skip
 RATE = {"ppo": 3e-4, "grpo": 5e-4, "rloo": 5e-4, "reinforce": 5e-4}
+KEPT = ("step", "score", "kl", "drift", "clipped", "entropy", "repeated", "doubt")  # of a line of rollouts.jsonl
 Cell = tuple[str, Callable[[], dict[str, Any]]]
 
 
@@ -84,7 +85,7 @@ def tuned(made: dict[str, Any], name: str) -> dict[str, Any]:
     return {
         "test": record["metrics"].get("test"), "start": record.get("baselines", {}).get("base"), "yardstick": record.get("yardstick"),
         "curve": [[line[key] for key in keys if key in line] for line in lines if "eval/reward" in line],
-        "rollouts": [{key: line.get(key) for key in ("step", "score", "kl", "drift", "clipped", "entropy", "repeated", "doubt")} for line in told],
+        "rollouts": [{key: line.get(key) for key in KEPT} for line in told],
         "alarms": record.get("alarms"), "failing": [line["name"] for line in record["proofs"] if not line["passed"]],
         "cpu_seconds": record["time"]["cpu_seconds"],
     }  # fmt: skip
