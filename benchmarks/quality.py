@@ -111,7 +111,8 @@ def table() -> None:
         "there is not an untouched test of them. The other cells were not used to choose anything.", "",
         "Beside it: text and every adapter ([quality_text.md](quality_text.md)), transfer ([quality_transfer.md](quality_transfer.md)),",
         "several tasks ([quality_multitask.md](quality_multitask.md)), real judgements ([quality_judged.md](quality_judged.md)),",
-        "a policy from judgements ([quality_preference.md](quality_preference.md)), learning from a reward ([quality_ppo.md](quality_ppo.md)).", "",
+        "a policy from judgements ([quality_preference.md](quality_preference.md)),",
+        "learning from a reward ([quality_ppo.md](quality_ppo.md)).", "",
     ]  # fmt: skip
     titles = {
         "clinc-10": "CLINC150, 10 examples an intent (4,500 test rows)", "clinc-all": "CLINC150, all 15,000 (4,500 test rows)",
