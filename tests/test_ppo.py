@@ -223,7 +223,7 @@ def test_a_tokenizer_without_an_end_is_refused(room: Path, tmp_path: Path) -> No
 def test_a_reward_run_on_another_tokenizer_reads_the_text_anew(room: Path, tmp_path: Path) -> None:
     """The judge of another base is loaded beside the policy, and scores what its own tokenizer makes of the texts."""
     rows = [
-        {"prompt": f"say {row['text'][:16]}", "completions": [" aa bank a", " it so on", " rain"], "ranks": [1, 2, 3]}
+        {"prompt": f"say {row['text'][:16]}", "completions": [" aa bank a", " it so on it so on", " rain"], "ranks": [1, 2, 3]}
         for row in tiny.easy_rows(60)
     ]
     file = tmp_path / "rankings.jsonl"
@@ -247,7 +247,7 @@ def test_a_reward_run_on_the_same_base_shares_its_weights(
     """rankings -> reward run -> policy: one base in memory; a run that is no better than chance is refused."""
     monkeypatch.chdir(tmp_path)
     rows = [
-        {"prompt": f"say {row['text'][:16]}", "completions": [" aa bank a", " it so on", " rain"], "ranks": [1, 2, 3]}
+        {"prompt": f"say {row['text'][:16]}", "completions": [" aa bank a", " it so on it so on", " rain"], "ranks": [1, 2, 3]}
         for row in tiny.easy_rows(60)
     ]
     file = tmp_path / "rankings.jsonl"
