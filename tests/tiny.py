@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,13 +62,20 @@ def byte_tokenizer(special: Sequence[str], single: str = "", pair: str = "") -> 
 
 
 def piece_tokenizer(special: Sequence[str], single: str, pair: str) -> Tokenizer:
-    """WordPiece, as BERT has it."""
-    made = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
-    made.normalizer = normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=list(special), show_progress=False)
-    made.train_from_iterator(_corpus(), trainer)
+    """WordPiece, as BERT has it. Its pieces are counted here: the library's trainer gives others in every process."""
+    normalizer, cutter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in _corpus() for word, _ in cutter.pre_tokenize_str(normalizer.normalize_str(text)))
+    signs = sorted(set("".join(words)))
+    saved: Counter[str] = Counter()  # tokens that a piece spares
+    for word, often in words.items():
+        for begin, end in itertools.combinations(range(len(word) + 1), 2):
+            saved["##" * (begin > 0) + word[begin:end]] += often * (end - begin - 1)
+    kept = [*special, *signs, *(f"##{sign}" for sign in signs)]
+    kept += sorted(saved.keys() - {*kept}, key=lambda piece: (-saved[piece], piece))[: VOCABULARY - len(kept)]
+    known = {piece: number for number, piece in enumerate(kept)}
+    made = Tokenizer(models.WordPiece(known, unk_token="[UNK]", max_input_chars_per_word=100))
+    made.add_special_tokens(list(special))
+    made.normalizer, made.pre_tokenizer, made.decoder = normalizer, cutter, decoders.WordPiece()
     _template(made, special, single, pair)
     return made
 
