@@ -60,6 +60,9 @@ FILES: dict[str, tuple[Any, str, dict[str, str]]] = {
         lambda n, p, a, b: {"prompt": p, "response": a, "rating": n % 5 + 1}, "prompt,completion,score",
         {"completion": "response", "score": "rating"},
     ),
+    "scores that all differ": (
+        lambda n, p, a, b: {"prompt": p, "completion": a, "score": n * 7 % 61}, "prompt,completion,score", {},
+    ),
     "alpaca": (
         lambda n, p, a, b: {"instruction": p, "input": "now" if n % 2 else "", "output": a, "chosen": a, "rejected": b},
         "prompt,chosen,rejected", {},

@@ -120,11 +120,16 @@ def _single(named: Mapping[str, Column]) -> tuple[str, dict[str, str], dict[str,
     if thumb is not None:
         why[thumb.name] = "label: the thumb"
         return "prompt,completion,label", {"completion": column.name, "label": thumb.name}, why
-    grade = next((named[name] for name in GRADES if name in named and named[name].kind in ("whole numbers", "numbers")), None)
+    grade = next((named[name] for name in GRADES if name in named and _is_grade(named[name])), None)
     if grade is None:
         return None
     why[grade.name] = "score: higher is better"
     return "prompt,completion,score", {"completion": column.name, "score": grade.name}, why
+
+
+def _is_grade(column: Column) -> bool:
+    """Numbers; whole ones that all differ would be ids, did the name not say otherwise."""
+    return column.kind in ("whole numbers", "numbers") or (column.kind == "ids" and len(column.numbers) == len(column.filled))
 
 
 def told(rows: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
