@@ -2,12 +2,14 @@
 
     python benchmarks/quality_ppo.py                 all cells that are not there yet
     python benchmarks/quality_ppo.py frontier/ppo    those whose name begins so
-    python benchmarks/quality_ppo.py --table         write benchmarks/quality_ppo.md and .html from the results
+    python benchmarks/quality_ppo.py --table         write benchmarks/quality_ppo.md and the pictures from the results
 
 frontier/METHOD/SEED   ppo, grpo, rloo, reinforce on a reward that can be gamed, watched by one that they never see;
                        best-of-n of the starting model is measured in each run; dpo: on the best and the worst of eight samples
 taught/WAY/SEED        a reward model learned from rankings of a simulated judge (the gold reward with noise) is the only
                        teacher: one score, or the mean or the worst of four adapters
+fluent/WAY/SEED        the same with another true judge, which no repetition troubles but language that nobody writes, and
+                       further: 224 steps
 steady/WAY/SEED        the same rollouts and rate with the clip and the KL, without the clip, and without both: how far each
                        rollout moves the policy, and the worst drop of the reward
 Interrupted, a cell goes on from its last checkpoint. Each takes some minutes on one thread.
@@ -37,6 +39,7 @@ SEEDS = (0, 1, 2)
 NEW, STEPS, BATCH = 40, 96, 64
 TAUGHT = ("one", "mean", "worst")  # a reward model, and two ways to read an ensemble of four
 JUDGE_STEPS = 64  # a single one was best on eval at 55 of 150, four at 77; all stop here
+TRUE = {"taught": ("gold", STEPS), "fluent": ("fluent", 224)}  # the true judge that nobody learns from, and how far to go
 ROLLOUT: dict[str, dict[str, Any]] = {
     "ppo": {"prompts": 128}, "grpo": {"prompts": 16, "samples": 8}, "rloo": {"prompts": 32, "samples": 4},
     "reinforce": {"prompts": 64},
@@ -180,16 +183,17 @@ def dpo(seed: int) -> dict[str, Any]:
     return found | {"test": measured(WORK / "runs" / name.replace("/", "-"), seed), "curve": []}
 
 
-def taught(way: str, seed: int) -> dict[str, Any]:
-    """A reward model from rankings by the gold judge, with noise; then PPO on it alone."""
+def taught(part: str, way: str, seed: int) -> dict[str, Any]:
+    """A reward model from rankings by the true judge, with noise; then PPO on it alone."""
     from luthier.run import run
 
-    draw, rules, rows = random.Random(seed), _rules(), []
+    true, steps = TRUE[part]
+    draw, rule, rows = random.Random(seed), getattr(_rules(), true), []
     for text, several in _samples(seed, 4):
-        scores = [rules.gold(text, one) + draw.gauss(0, 0.15) for one in several]
+        scores = [rule(text, one) + draw.gauss(0, 0.15) for one in several]
         ranks = [1 + sum(other > score for other in scores) for score in scores]
         rows.append({"prompt": text, "completions": several, "ranks": ranks})
-    file = WORK / f"rankings-{seed}.jsonl"
+    file = WORK / f"rankings-{true}-{seed}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     several = {} if way == "one" else {"ensemble": 4, "members": "adapters"}
     judge = {
@@ -197,12 +201,14 @@ def taught(way: str, seed: int) -> dict[str, Any]:
         "train": {"steps": JUDGE_STEPS, "eval_every": JUDGE_STEPS, "batch_size": 32, "lr": 1e-3, "precision": "fp32",
                   "threads": 1, "max_length": 128},
     }  # fmt: skip
-    name = f"judge-{'several' if several else 'one'}-{seed}"
-    run(judge, runs=WORK / "runs", name=name, quiet=True, resume=True)
+    name = f"judge-{true}-{'several' if several else 'one'}-{seed}"
+    accuracy = run(judge, runs=WORK / "runs", name=name, quiet=True, resume=True).record["metrics"]["test"]["pair-accuracy"]
     method = {
-        "kind": "ppo", "reward": str(WORK / "runs" / name), "kl": {"coef": 0.0}, "best_of": 0, "reward_scale": "running",
+        "kind": "ppo", "reward": str(WORK / "runs" / name), "gold": f"{RULES}:{true}", "kl": {"coef": 0.0}, "best_of": 0,
+        "reward_scale": "running", "anyway": True,  # a judge that hardly beats length is one to over-optimise
     } | ({"combine": way} if several else {})  # fmt: skip
-    return tuned(recipe(method, seed, lr=2e-3), f"taught/{way}/{seed}")  # far enough to go too far
+    found = tuned(recipe(method, seed, lr=2e-3, steps=steps), f"{part}/{way}/{seed}")  # far enough to go too far
+    return found | {"pairs": accuracy}
 
 
 STEADY: dict[str, dict[str, Any]] = {
@@ -248,8 +254,9 @@ def cells() -> Iterator[Cell]:
         yield f"frontier/dpo/{seed}", lambda seed=seed: dpo(seed)
         for way in STEADY:
             yield f"steady/{way}/{seed}", lambda way=way, seed=seed: steady(way, seed)
-        for way in TAUGHT:
-            yield f"taught/{way}/{seed}", lambda way=way, seed=seed: taught(way, seed)
+        for part in TRUE:
+            for way in TAUGHT:
+                yield f"{part}/{way}/{seed}", lambda part=part, way=way, seed=seed: taught(part, way, seed)
 
 
 def load() -> dict[str, Any]:

@@ -3,7 +3,8 @@
     python benchmarks/quality_ppo_picture.py
 
 frontier  the reward that is learned from, and the one that never is, against the KL spent for it; best-of-n as the yardstick
-taught    the true reward against KL where a learned reward model is the only teacher, one score or the worst of four
+taught    the true reward against KL where a learned reward model is the only teacher: one score, the mean or the worst of four;
+          a row for each of two true judges
 steady    PPO with its clip and its KL, without the clip, and without both: each rollout's reward, and how far it moved
 """
 
@@ -135,20 +136,28 @@ def frontier(ways: dict[str, list[Any]]) -> str:
     return page(780, 384, body, "two rewards against the KL spent, by method, and best-of-n")
 
 
-def taught(ways: dict[str, list[Any]]) -> str:
-    """The true reward, and the learned one, against KL."""
+TRUE = {"taught": "a happy word or two, nothing repeated", "fluent": "a happy word or two, in neighbours that real stories have"}
+
+
+def taught(parts: Groups) -> str:
+    """The true reward, and the learned one, against KL: a row for each true judge."""
     names = {"one": "one reward model", "mean": "the mean of four adapters", "worst": "the worst of the four"}
-    most = max(line[3] for several in ways.values() for one in several for line in one["curve"])
-    body = legend([(names[way], COLOURS[way]) for way in names if way in ways], 22, 50)
-    for at, (key, title) in enumerate(((2, "the true reward, held out"), (1, "the learned reward, the only teacher"))):
-        values = [value for several in ways.values() for one in several for _, value in within(one["curve"], key, most)]
-        low, high = min([0.0, *values]), max(values) * 1.05
-        panel = Panel((50 + 370 * at, 62, 310, 230), (0.0, most), (low, high))
-        ticks = [round(low + (high - low) * part / 4, 2) for part in range(5)]
-        body += panel.frame(title, "KL to the starting model, nats a completion", (0, 10, 20, 30), ticks)
-        for way, several in ways.items():
-            body += [panel.line(within(one["curve"], key, most), COLOURS[way], wide=1.8) for one in several]
-    return page(780, 344, body, "the true reward against KL with a learned reward model as the only teacher")
+    rows = [part for part in TRUE if parts[part]]
+    ways = [way for way in names if any(way in parts[part] for part in rows)]
+    body = legend([(names[way], COLOURS[way]) for way in ways], 22, 50)
+    for row, part in enumerate(rows):
+        curves = {way: [one["curve"] for one in parts[part][way]] for way in ways if way in parts[part]}
+        most = max(line[3] for several in curves.values() for curve in several for line in curve)
+        for at, (key, title) in enumerate(((2, f"true: {TRUE[part]}"), (1, "the learned reward, the only teacher"))):
+            values = [value for several in curves.values() for curve in several for _, value in within(curve, key, most)]
+            low, high = min([0.0, *values]), max(values) * 1.05
+            panel = Panel((50 + 390 * at, 62 + 306 * row, 340, 220), (0.0, most), (low, high))
+            ticks = [round(low + (high - low) * part / 4, 2) for part in range(5)]
+            across = [tick for tick in ((0, 10, 20, 30) if most < 60 else (0, 25, 50, 75, 100, 125)) if tick <= most]
+            body += panel.frame(title, "KL to the starting model, nats a completion", across, ticks)
+            for way, several in curves.items():
+                body += [panel.line(within(curve, key, most), COLOURS[way], wide=1.8) for curve in several]
+    return page(810, 28 + 306 * len(rows), body, "the true reward against KL with a learned reward model as the only teacher")
 
 
 def steady(ways: dict[str, list[Any]]) -> str:
@@ -183,9 +192,11 @@ def steady(ways: dict[str, list[Any]]) -> str:
 
 def draw(parts: Groups) -> None:
     """All three, of whatever is there."""
-    for name, drawn in (("frontier", frontier), ("taught", taught), ("steady", steady)):
+    for name, drawn in (("frontier", frontier), ("steady", steady)):
         if parts[name]:
             (DOCS / f"{name}.svg").write_text(drawn(parts[name]), encoding="utf-8")
+    if any(parts[name] for name in TRUE):
+        (DOCS / "taught.svg").write_text(taught(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

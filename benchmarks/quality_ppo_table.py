@@ -26,7 +26,7 @@ def write(results: dict[str, Any]) -> None:
     for name, found in sorted(results.items()):
         part, way, _ = name.split("/")
         groups[part][way].append(found)
-    text = [HEAD, *_frontier(groups["frontier"]), *_taught(groups["taught"]), *_steady(groups["steady"])]
+    text = [HEAD, *_frontier(groups["frontier"]), *_taught(groups), *_steady(groups["steady"])]
     (HERE / "quality_ppo.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     quality_ppo_picture.draw(groups)
 
@@ -71,22 +71,42 @@ def _spent(curve: list[list[float]], goal: float) -> float | None:
     return None
 
 
-def _taught(ways: dict[str, list[Any]]) -> list[str]:
-    if not ways:
+TRUE = {
+    "taught": "True judge `gold`: a happy word or two, nothing repeated. 96 steps.",
+    "fluent": "True judge `fluent`: a happy word or two, in neighbours that real stories have too. 224 steps.",
+}
+
+
+def _taught(groups: dict[str, dict[str, list[Any]]]) -> list[str]:
+    if not any(groups[part] for part in TRUE):
         return []
-    head = "| reward model | gold at the start | best gold | its KL | gold at the end | KL at the end | entropy | repeated |"
+    keys = ("at the start", "best", "its KL", "lost a tenth of it at", "at the end", "KL at the end", "entropy", "repeated")
     lines = ["## A reward model as the only teacher", "", "![the true reward against KL](../docs/taught.svg)", ""]
-    lines += [head, "|---|---|---|---|---|---|---|---|"]
-    for way, several in ways.items():
-        best = [max(found["curve"], key=lambda line: line[2]) for found in several]
-        cells = [
-            [found["start"]["gold"] for found in several], [line[2] for line in best], [line[3] for line in best],
-            [found["curve"][-1][2] for found in several], [found["curve"][-1][3] for found in several],
-            *[[found["rollouts"][-1][key] for found in several] for key in ("entropy", "repeated")],
-        ]  # fmt: skip
-        lines.append(f"| {way} | {' | '.join(map(_several, cells))} |")
-    said = "Entropy in nats a token, and the share of four-word runs that stood there before, are of the last rollout."
-    return [*lines, "", said, ""]
+    for part, says in TRUE.items():
+        lines += [says, "", f"| reward model | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
+        for way, several in groups[part].items():
+            best = [max(found["curve"], key=lambda line: line[2]) for found in several]
+            cells = [
+                [found["start"]["gold"] for found in several], [line[2] for line in best], [line[3] for line in best],
+                [_lost(found["curve"]) for found in several], [found["curve"][-1][2] for found in several],
+                [found["curve"][-1][3] for found in several],
+                *[[found["rollouts"][-1][key] for found in several] for key in ("entropy", "repeated")],
+            ]  # fmt: skip
+            lines.append(f"| {way} | {' | '.join(map(_several, cells))} |")
+        lines.append("")
+    return [
+        *lines,
+        "Of the true reward: its mean on the eval prompts at the start, at its best and at the end, and the KL from which on it is never",
+        "again within a tenth of its best (the end of the run where it still is). Entropy in nats a token, and the share of four-word runs",
+        "that stood there before, are of the last rollout.", "",
+    ]  # fmt: skip
+
+
+def _lost(curve: list[list[float]]) -> float:
+    """The KL of the first evaluation after the last one within a tenth of the best true reward."""
+    good = 0.9 * max(line[2] for line in curve)
+    last = max(at for at, line in enumerate(curve) if line[2] >= good)
+    return curve[min(last + 1, len(curve) - 1)][3]
 
 
 def _steady(ways: dict[str, list[Any]]) -> list[str]:

@@ -122,6 +122,21 @@ def test_reloaded_in_a_fresh_process_and_merged(llama: str, ranked: str, tmp_pat
             np.testing.assert_allclose(one, two, atol=1e-6, err_msg=way)
 
 
+def test_the_least_of_members_is_taken_from_one_zero(llama: str, ranked: str, tmp_path: Path) -> None:
+    """Of the completions that taught them no member lies lower than another, wherever its own scores lie."""
+    result = tuned(llama, ranked, tmp_path, "level", ensemble=3, combine="worst")
+    rows = [json.loads(line) for line in Path(ranked).read_text("utf-8").splitlines()]
+    asked = [row["prompt"] for row in rows], [row["completions"] for row in rows]
+    zeros = np.array(result.record["judging"]["zeros"])
+    judge: Any = judge_of(str(result.folder), device="cpu")
+    here, scores = np.concatenate(judge.members(*asked)), np.concatenate(judge.scores(*asked))
+    judge.zeros = torch.zeros(3, dtype=torch.float64)
+    raw = np.concatenate(judge.members(*asked))
+    np.testing.assert_allclose(here, raw - zeros + zeros.mean(), atol=1e-6)
+    np.testing.assert_allclose(scores, here.min(axis=1), atol=1e-6)
+    assert np.ptp(here.mean(0)) < 0.1 * np.ptp(raw.mean(0)), "what is held out differs a little from what taught them"
+
+
 def test_members_of_adapters_learn_each_for_itself(llama: str, ranked: str, tmp_path: Path) -> None:
     result = tuned(llama, ranked, tmp_path, "two", steps=3, ensemble=2, members="adapters")
     model, _, _ = reward.read(result.folder / "model")

@@ -265,8 +265,39 @@ def test_sums_and_ensembles(rules: str) -> None:
     worst = Scoring(judges[::2], [1, 1], "worst")(ASKED, SAID, place)
     assert worst.total.tolist() == [[1, 2], [2, 0]]
     careful = Scoring(judges[::2], [1, 1], "uncertainty", 0.5)(ASKED, SAID, place)
-    assert careful.total[0, 0] == pytest.approx(1.5 - 0.5 * 0.5)  # 1 and 2: mean 1.5, variance 0.5
+    assert careful.total[0, 0] == pytest.approx(1.5 - 0.5 * 0.25)  # 1 and 2: mean 1.5, variance over n 0.25
     assert Scoring(judges[::2], [1, 1], "mean")(ASKED, SAID, place).doubt is not None
+
+
+class Learned:
+    """A judge that learned from comparisons, whose scores lie around a level of their own."""
+
+    kind = "reward"
+
+    def __init__(self, name: str, scores: list[list[float]], level: float) -> None:
+        self.name, self.level, self.told = name, level, np.array(scores)
+
+    def scores(self, prompts: Any, completions: Any) -> list[Any]:
+        return list(self.told)
+
+    def members(self, prompts: Any, completions: Any) -> list[Any]:
+        return list(self.told[:, :, None])
+
+    def disagreement(self, prompts: Any, completions: Any) -> None:
+        return None
+
+
+def test_members_of_an_ensemble_start_from_one_zero() -> None:
+    """One lies around 0, one around 10: less their levels they say 1, 3 and 2, 0 of the first prompt's completions."""
+    two = [Learned("low", [[1.0, 3.0], [0.0, 0.0]], 0.0), Learned("high", [[12.0, 10.0], [10.0, 14.0]], 10.0)]
+    worst = Scoring(two, [1, 1], "worst")(ASKED, SAID, place)
+    assert (worst.total - 5).tolist() == [[1, 0], [0, 0]], "not whatever the low one says; the mean of the levels stays"
+    assert worst.doubt is not None
+    assert worst.doubt.tolist() == [[0.5, 1.5], [0.0, 2.0]]
+    assert worst.parts["high"].tolist() == [[12, 10], [10, 14]], "what it said"
+    mean = Scoring(two, [1, 1], "mean")(ASKED, SAID, place)
+    assert mean.total.tolist() == [[6.5, 6.5], [5.0, 7.0]], "the mean is the mean"
+    assert Scoring(two, [1, 1])(ASKED, SAID, place).total.tolist() == [[13, 13], [10, 14]], "a sum takes scores as they are"
 
 
 @pytest.mark.parametrize(

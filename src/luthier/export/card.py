@@ -139,7 +139,14 @@ def _judge_note(plan: Plan, about: About, judging: Mapping[str, Any]) -> str:
         "conversation the text of the chat template."
     )
     scale = f"sigmoid(difference / {judging['temperature']:.3g}) is the probability that the better-scored output is preferred."
-    several = f" The columns are members of an ensemble; the run takes their {judging['combine']}." if about.labels else ""
+    several = ""
+    if about.labels:
+        zeros = judging.get("zeros") or [0.0] * len(about.labels)
+        shifts = ", ".join(f"{sum(zeros) / len(zeros) - zero:+.6g}" for zero in zeros)
+        several = (
+            f" The columns are members of an ensemble, each with a zero of its own. Add {shifts} to them, in their order, and take their "
+            f"{judging['combine']}: so does the run."
+        )
     return f"{how} {scale}{several}"
 
 

@@ -30,7 +30,7 @@ from luthier.methods.objectives.ordinal import start_thresholds
 from luthier.methods.reward import Lesson, describe
 from luthier.models import load, reward
 from luthier.models.load import Base
-from luthier.models.reward import SEVERAL, RewardHead, RewardModel, combined
+from luthier.models.reward import SEVERAL, RewardHead, RewardModel, combined, levelled
 from luthier.models.saved import About, weights_hash
 from luthier.recipe import Judgements, Recipe
 from luthier.start import Start, backbone_of
@@ -280,10 +280,21 @@ def evaluation(case: Case) -> Callable[[], Mapping[str, float]] | None:
     return judge
 
 
-def found_on(case: Case, name: str, what: str = "") -> tuple[np.ndarray, Any]:
+def _level(case: Case, each: np.ndarray, zeros: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (completions, members) from one zero, and the zeros (members,); means of these scores where none are given.
+
+    Scores that are taught as numbers or grades have a zero, and keep it.
+    """
+    if zeros is None:
+        zeros = np.nanmean(each, axis=0) if case.schema.task == "judge" else np.zeros(each.shape[1])
+    return levelled(torch.from_numpy(each), torch.from_numpy(zeros)).numpy(), zeros
+
+
+def found_on(case: Case, name: str, what: str = "", zeros: np.ndarray | None = None) -> tuple[np.ndarray, Any]:
     """Scores (completions, members) of a split, and what the metrics read."""
     rows, teach, model = _judged(case, name), case.teach, case.built.model
     each = scored.scores(model, rows, case.runner(), tuple(case.job.record["forms"]["forms"]), what)
+    each, _ = _level(case, each, zeros)
     objective = replace(case.teach.objective(case.schema, case.job.device), weights=None)
     one = combined(torch.from_numpy(each), teach.combine, teach.caution).numpy()
     if case.schema.task == "judge":
@@ -295,13 +306,14 @@ def judge(case: Case, record: dict[str, Any]) -> None:
     """Score the chosen weights on eval and test, beside people and length, and write the scores row by row."""
     extra = {} if case.metric[0] in metrics.METRICS else {case.metric[0]: case.metric[1]}
     told: dict[str, tuple[np.ndarray, Any]] = {}
+    on_train = _on_train(case)
     for name in ("eval", "test"):
         if name not in case.views:
             continue
-        told[name] = found_on(case, name, f"scoring {name}")
+        told[name] = found_on(case, name, f"scoring {name}", np.array(on_train["zeros"]))
         record["metrics"][name], record["intervals"][name] = apart(metrics.score(case.schema.task, told[name][1], extra))
     record["method"] = {"kind": "reward", "labels": [], "pooling": case.built.model.pooling, "layer": -1} | describe(case.schema)
-    record["judging"] = _on_train(case)
+    record["judging"] = on_train
     name = case.gathered.headline
     if name not in told:
         return
@@ -314,11 +326,11 @@ def judge(case: Case, record: dict[str, Any]) -> None:
 def _on_train(case: Case) -> dict[str, Any]:
     """What the training judgements taught beside the scores, and where the scores lie."""
     train, model, teach = _judged(case, "train"), case.built.model, case.teach
-    each = scored.scores(model, train, case.runner(), tuple(case.job.record["forms"]["forms"]))
+    each, zeros = _level(case, scored.scores(model, train, case.runner(), tuple(case.job.record["forms"]["forms"])))
     one = combined(torch.from_numpy(each), teach.combine, teach.caution).numpy()
     objective = replace(teach.objective(case.schema, case.job.device), weights=None)
     return {
-        "scores": {"mean": float(np.nanmean(one)), "deviation": float(np.nanstd(one))},
+        "scores": {"mean": float(np.nanmean(one)), "deviation": float(np.nanstd(one))}, "zeros": zeros.tolist(),
         "raters": rated.raters(train, objective, model, each), "ties": rated.ties(case.schema, model),
     }  # fmt: skip
 
@@ -344,7 +356,8 @@ def after(case: Case) -> None:
         job.proofs.append(proofs.off_is_base(built.model.backbone, again, before))
     built.model.head.fold(lesson.mean, lesson.deviation)
     known = job.record["judging"]
-    told = {**(built.about.judging or {}), **known["scores"], "temperature": known.get("calibration", {}).get("temperature", 1.0)}
+    told = {**(built.about.judging or {}), **known["scores"], "zeros": known["zeros"]}
+    told["temperature"] = known.get("calibration", {}).get("temperature", 1.0)
     about = replace(built.about, judging=told)
     stored = reward.save(built.model, about, built.base.tokenizer, job.folder.model)
     read, _, kept = reward.read(job.folder.model)

@@ -27,7 +27,7 @@ from luthier.families.reward import reader_of, speech_of
 from luthier.folder import find
 from luthier.judges import Scores, Text
 from luthier.models import reward
-from luthier.models.reward import combined
+from luthier.models.reward import combined, levelled
 from luthier.predict import Runner
 from luthier.run import overhead
 
@@ -41,6 +41,7 @@ class RewardJudge:
 
     Attributes:
         mean, deviation: of the scores of the training completions, for callers that want a scale of their own.
+        level: where the members' scores of the training completions lie on average; 0 where scores were taught as numbers.
         temperature: sigmoid(difference / temperature) is a calibrated probability.
     """
 
@@ -53,6 +54,8 @@ class RewardJudge:
         self.how, self.caution = str(told["combine"]), float(told["caution"])
         self.mean, self.deviation = float(told["mean"]), float(told["deviation"])
         self.temperature, self.chats = float(told["temperature"]), bool(told.get("chat", False))
+        self.zeros = torch.tensor(told.get("zeros") or [0.0] * self.model.members, dtype=torch.float64)
+        self.level = float(self.zeros.mean())
         self.reader = reader_of(self.base)
         where = machine.pick_device(device)
         self.model.to(where)
@@ -63,7 +66,7 @@ class RewardJudge:
         )
 
     def members(self, prompts: Sequence[Text], completions: Sequence[Sequence[Text]]) -> list[Array]:
-        """(K, members) a prompt: what each member of the ensemble says.
+        """(K, members) a prompt: what each member of the ensemble says, all from one zero.
 
         Raises:
             UserError: for a prompt that leaves no room for its completions.
@@ -96,7 +99,7 @@ class RewardJudge:
                 f"{self.about.max_length} tokens.",
                 hint="Shorten the prompt, or train the judge with a larger  train: {max_length: ...}.",
             )
-        return np.split(found, np.cumsum(sizes)[:-1])
+        return np.split(levelled(torch.from_numpy(found), self.zeros).numpy(), np.cumsum(sizes)[:-1])
 
     def scores(self, prompts: Sequence[Text], completions: Sequence[Sequence[Text]]) -> Scores:
         """See `Judge`."""

@@ -169,6 +169,18 @@ def combined(scores: torch.Tensor, how: str, caution: float = 1.0) -> torch.Tens
     return mean if how == "mean" else mean - caution * scores.var(dim=-1, unbiased=False)
 
 
+def levelled(scores: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+    """Members' scores (..., members) from one zero: less where each lies on average, plus the mean of those places.
+
+    Comparisons fix a score but for a constant of each member's own, and the least of several is whoever lies lowest.
+
+    >>> levelled(torch.tensor([[1.0, 13.0], [2.0, 11.0]]), torch.tensor([1.0, 11.0]))
+    tensor([[6., 8.],
+            [7., 6.]])
+    """
+    return scores - zeros + zeros.mean()
+
+
 SEVERAL = ("lora", "rslora", "dora", "ia3")  # adapters of which peft holds several on one base
 
 

@@ -4,7 +4,10 @@ An ensemble's members are judges of one thing (Coste et al. 2024, arXiv:2310.027
 
     mean          the mean of their scores
     worst         the least of them
-    uncertainty   the mean less caution x their variance
+    uncertainty   the mean less caution x their variance (over n)
+
+Scores learned from comparisons have no zero: two reward runs, or the members of one, are first moved to where their training
+completions have the same mean, or the least would be whoever lies lowest.
 
 A judge that compares has no score of one completion alone, and among the completions of a prompt its scores sum to zero,
 however good all of them are. It says instead how surely each is better than one answer of the starting model.
@@ -78,9 +81,11 @@ class Scoring:
         Raises:
             UserError: for a judge that fails, takes too long, or gives no finite number for each completion.
         """
-        parts = self._voices(prompts, completions, place, others)
+        parts, levels = self._voices(prompts, completions, place, others)
         stacked = np.stack(list(parts.values()))
-        doubt = stacked.std(0, ddof=1) if self.combine != "sum" and len(stacked) > 1 else None
+        if self.combine != "sum":
+            stacked = stacked - (levels - levels.mean())[:, None, None]
+        doubt = stacked.std(0) if self.combine != "sum" and len(stacked) > 1 else None
         if self.combine == "sum":
             total = np.tensordot(np.asarray(self.weights, dtype=np.float64), stacked, 1)
         elif self.combine == "worst":
@@ -97,21 +102,26 @@ class Scoring:
     def _voices(
         self, prompts: Sequence[Text], completions: Sequence[Sequence[str]], place: Callable[[int], str],
         others: Sequence[str] | None,
-    ) -> dict[str, np.ndarray]:
-        """Scores of each judge; of a run that is an ensemble itself, of each of its members where they are to be combined."""
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Scores of each judge, and where each lies on average, if it is known.
+
+        Of a run that is an ensemble itself, of each of its members where they are to be combined.
+        """
         found: dict[str, np.ndarray] = {}
+        levels: list[float] = []
         for judge in self.judges:
+            before = len(found)
+            several = None if self.combine == "sum" else getattr(judge, "members", None)
             if others is not None and isinstance(judge, Comparing):
                 found[judge.name] = np.stack(judge.against(prompts, completions, others))
-                continue
-            several = getattr(judge, "members", None)
-            if self.combine == "sum" or several is None:
+            elif several is None:
                 found[judge.name] = self._asked(judge, prompts, completions, place)
-                continue
-            members = np.stack(several(prompts, completions))  # (prompts, samples, members)
-            for number in range(members.shape[-1]):
-                found[f"{judge.name} {number + 1}" if members.shape[-1] > 1 else judge.name] = members[..., number]
-        return found
+            else:
+                members = np.stack(several(prompts, completions))  # (prompts, samples, members)
+                for number in range(members.shape[-1]):
+                    found[f"{judge.name} {number + 1}" if members.shape[-1] > 1 else judge.name] = members[..., number]
+            levels += [getattr(judge, "level", 0.0)] * (len(found) - before)
+        return found, np.array(levels)
 
     def _asked(
         self, judge: Judge, prompts: Sequence[Text], completions: Sequence[Sequence[str]], place: Callable[[int], str]
