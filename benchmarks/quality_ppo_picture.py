@@ -4,7 +4,7 @@
 
 frontier  the reward that is learned from, and the one that never is, against the KL spent for it; best-of-n as the yardstick
 taught    the true reward against KL where a learned reward model is the only teacher: one score, the mean or the worst of four;
-          a row for each of two true judges
+          a row for each of two true judges; thin, three seeds, and bold their mean at each step
 steady    PPO with its clip and its KL, without the clip, and without both: each rollout's reward, and how far it moved
 """
 
@@ -136,7 +136,7 @@ def frontier(ways: dict[str, list[Any]]) -> str:
     return page(780, 384, body, "two rewards against the KL spent, by method, and best-of-n")
 
 
-TRUE = {"taught": "a happy word or two, nothing repeated", "fluent": "a happy word or two, in neighbours that real stories have"}
+TRUE = {"taught": "true: happy words, none repeated", "fluent": "true: happy words, said as real stories do"}
 
 
 def taught(parts: Groups) -> str:
@@ -148,15 +148,17 @@ def taught(parts: Groups) -> str:
     for row, part in enumerate(rows):
         curves = {way: [one["curve"] for one in parts[part][way]] for way in ways if way in parts[part]}
         most = max(line[3] for several in curves.values() for curve in several for line in curve)
-        for at, (key, title) in enumerate(((2, f"true: {TRUE[part]}"), (1, "the learned reward, the only teacher"))):
-            values = [value for several in curves.values() for curve in several for _, value in within(curve, key, most)]
-            low, high = min([0.0, *values]), max(values) * 1.05
-            panel = Panel((50 + 390 * at, 62 + 306 * row, 340, 220), (0.0, most), (low, high))
-            ticks = [round(low + (high - low) * part / 4, 2) for part in range(5)]
-            across = [tick for tick in ((0, 10, 20, 30) if most < 60 else (0, 25, 50, 75, 100, 125)) if tick <= most]
+        for at, (key, title, up, ticks) in enumerate((
+            (2, TRUE[part], (0.0, 0.7), (0, 0.2, 0.4, 0.6)), (1, "the learned reward, the only teacher", (-0.5, 3.0), (0, 1, 2, 3)),
+        )):  # fmt: skip
+            panel = Panel((50 + 390 * at, 62 + 306 * row, 340, 220), (0.0, most), up)
+            across = [tick for tick in ((0, 10, 20, 30, 40) if most < 60 else (0, 25, 50, 75, 100, 125)) if tick <= most]
             body += panel.frame(title, "KL to the starting model, nats a completion", across, ticks)
             for way, several in curves.items():
-                body += [panel.line(within(curve, key, most), COLOURS[way], wide=1.8) for curve in several]
+                body += [panel.line(within(curve, key, most), COLOURS[way], wide=1, opacity=0.35) for curve in several]
+            for way, several in curves.items():
+                mean = np.mean([curve[: min(map(len, several))] for curve in several], axis=0)  # at the same step
+                body.append(panel.line(within(mean.tolist(), key, most), COLOURS[way], wide=2.6, opacity=1))
     return page(810, 28 + 306 * len(rows), body, "the true reward against KL with a learned reward model as the only teacher")
 
 
