@@ -30,6 +30,7 @@ from luthier.build import Built, base_of
 from luthier.data.loader import Plan
 from luthier.engine import checkpoint, machine, optimizer
 from luthier.engine.cache import Cache
+from luthier.engine.cores import CORES
 from luthier.engine.log import Console
 from luthier.engine.loop import Progress
 from luthier.engine.stop import Stop
@@ -99,7 +100,7 @@ def run(
         )
     named = name or recipe.name or run_folder.name_of(recipe, (*sets, *said))
     folder, recipe, again = run_folder.begin(recipe, named, Path(runs), resume)
-    with folder.held(), Stop() as stop:
+    with folder.held(), Stop() as stop, CORES.lent():
         if not again:
             run_folder.start(folder, recipe)
         done = folder.record()
@@ -130,7 +131,7 @@ def _run(job: Job, name: str, again: bool) -> Result:
     saved_at, said = checkpoint.newest(job.folder.checkpoints) if again else (None, [])
     for sentence in said:
         job.console.say(sentence)
-    _threads(recipe, saved_at)
+    _threads(recipe, saved_at, job.console)
     earlier = job.folder.record() if again else {}
     job.record = record.begin(recipe, name) | {"earlier_proofs": earlier.get("proofs", []), "earlier": earlier}
     job.folder.keep(job.record | {"proofs": earlier.get("proofs", [])})
@@ -239,11 +240,12 @@ def _decided(saved_at: checkpoint.Checkpoint | None) -> bool | None:
     return None if saved_at is None else saved_at.state["identity"].get("frozen") is not None
 
 
-def _threads(recipe: Recipe, saved_at: checkpoint.Checkpoint | None) -> None:
+def _threads(recipe: Recipe, saved_at: checkpoint.Checkpoint | None, console: Console) -> None:
     """The thread count decides the order of sums: a resumed run takes that of its checkpoint."""
-    threads = saved_at.state["identity"]["threads"] if saved_at else recipe.train.threads
-    if threads:
-        torch.set_num_threads(threads)
+    CORES.fix(recipe.train.threads)
+    if saved_at is not None:
+        torch.set_num_threads(saved_at.state["identity"]["threads"])
+    CORES.watch(console.say)
 
 
 def _precision(job: Job, base: Base, saved_at: checkpoint.Checkpoint | None) -> str:

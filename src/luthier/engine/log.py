@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from luthier.engine.cores import CORES
 from luthier.errors import UserError
 
 
@@ -35,29 +36,34 @@ class Console:
 
     @contextmanager
     def bar(self, what: str, total: int, start: int = 0) -> Iterator[Bar]:
-        """A progress bar for `total` units."""
+        """A progress bar for `total` units; at each of its updates the number of threads is looked after."""
+        CORES.watch(self.say)
         if self.quiet:
-            yield _Silent()
+            yield _Silent(self)
         elif sys.stderr.isatty():
-            with _live(what, total, start) as bar:
+            with _live(what, total, start, self) as bar:
                 yield bar
         else:
-            yield _Lines(what, total, start)
+            yield _Lines(what, total, start, self)
 
 
 class _Silent:
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
     def update(self, done: int, **shown: str) -> None:
-        pass
+        CORES.watch(self.console.say)
 
 
 class _Lines:
     """A line every fifteen seconds, for logs."""
 
-    def __init__(self, what: str, total: int, start: int) -> None:
-        self.what, self.total, self.start = what, total, start
+    def __init__(self, what: str, total: int, start: int, console: Console) -> None:
+        self.what, self.total, self.start, self.console = what, total, start, console
         self.began = self.last = time.monotonic()
 
     def update(self, done: int, **shown: str) -> None:
+        CORES.watch(self.console.say)
         now = time.monotonic()
         if now - self.last < 15 and not (done >= self.total and now - self.began > 15):
             return
@@ -73,7 +79,7 @@ class _Lines:
 
 
 @contextmanager
-def _live(what: str, total: int, start: int) -> Iterator[Bar]:
+def _live(what: str, total: int, start: int, console: Console) -> Iterator[Bar]:
     from rich.console import Console as Rich
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -86,6 +92,7 @@ def _live(what: str, total: int, start: int) -> Iterator[Bar]:
 
         class Live:
             def update(self, done: int, **shown: str) -> None:
+                CORES.watch(console.say)
                 progress.update(task, completed=done, beside="  ".join(f"{k} {v}" for k, v in shown.items()))
 
         yield Live()

@@ -137,7 +137,9 @@ class Train(Settings):
     metric: str | None = Field(None, description="chooses the checkpoint; a name of METRICS or module:function")
     trackers: list[str] = Field(default_factory=list, description="tensorboard, wandb, ...; off by default")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the model lives")
-    threads: Count | None = Field(None, description="CPU threads; torch's own choice when left out")
+    threads: Count | None = Field(
+        None, description="CPU threads; when left out, torch's own choice, and fewer while other processes hold the cores"
+    )
 
 
 def _where_it_is_read(data: Data, info: ValidationInfo) -> Data:
