@@ -277,6 +277,29 @@ def test_a_reward_run_on_the_same_base_shares_its_weights(
     assert "not above chance" in record["warnings"][0]
 
 
+def test_an_ensemble_is_of_one_unit(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that learned numbers from 0 to 100 is never the worst of two beside log-odds around 0."""
+    monkeypatch.chdir(tmp_path)
+    asked = [f"say {row['text'][:16]}" for row in tiny.easy_rows(40)]
+    files = {"ranks": tmp_path / "ranks.jsonl", "points": tmp_path / "points.jsonl"}
+    ranked = [{"prompt": one, "completions": [" aa bank a", " it so on it", " rain"], "ranks": [1, 2, 3]} for one in asked]
+    scored = [{"prompt": one, "completion": " aa bank a" if at % 2 else " rain", "score": 100 * (at % 2)} for at, one in enumerate(asked)]
+    for name, rows in (("ranks", ranked), ("points", scored)):
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        taught = {
+            "model": str(room / "llama"), "adapt": "lora", "method": {"kind": "reward"}, "data": {"train": str(files[name])},
+            "train": {"steps": 2, "batch_size": 8, "precision": "fp32", "max_length": 64},
+        }  # fmt: skip
+        tuned(taught, tmp_path / "runs", name=name)
+    both = {"ranks": 1.0, "points": 0.01}
+    made = recipe(room, "rloo", {"steps": 2}, reward=both, combine="worst", anyway=True) | {"data": {"train": str(files["ranks"])}}
+    with pytest.raises(UserError, match="'ranks' was taught by comparisons, 'points' by numbers"):
+        tuned(made, tmp_path / "runs", name="worst")
+    made["method"]["combine"] = "sum"
+    tuned(made, tmp_path / "runs", name="sum")
+    assert set(lines_of(tmp_path / "runs" / "sum")[0]["parts"]) == {"ranks", "points"}
+
+
 def test_the_example_is_whole(repository: Path) -> None:
     """Its stages read; its judge ranked the outputs as they stand there, and likes what people ranked first better than the rest."""
     from luthier.recipe import Stages, read_any

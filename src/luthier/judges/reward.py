@@ -42,6 +42,7 @@ class RewardJudge:
     Attributes:
         mean, deviation: of the scores of the training completions, for callers that want a scale of their own.
         level: where the members' scores of the training completions lie on average; 0 where scores were taught as numbers.
+        taught_by: "numbers" (scores or grades, whose unit the judge's scores have) or "comparisons".
         temperature: sigmoid(difference / temperature) is a calibrated probability.
     """
 
@@ -56,6 +57,7 @@ class RewardJudge:
         self.temperature, self.chats = float(told["temperature"]), bool(told.get("chat", False))
         self.zeros = torch.tensor(told.get("zeros") or [0.0] * self.model.members, dtype=torch.float64)
         self.level = float(self.zeros.mean())
+        self.taught_by = "numbers" if told["loss"] in ("regression", "ordinal") else "comparisons"
         self.reader = reader_of(self.base)
         where = machine.pick_device(device)
         self.model.to(where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -230,7 +230,22 @@ def scoring_of(spec: str | Mapping[str, float], case: Case, key: str, combine: s
         if isinstance(backbone, torch.nn.Module):
             saved = share(backbone, case.built.model.backbone)
             job.record.setdefault("shared", {})[judge.name] = saved
+    if combine != "sum":
+        _one_unit(judges, where)
     return Scoring(judges, [part.weight for part in parts], combine, case.teach.caution, case.teach.time_limit)
+
+
+def _one_unit(judges: Sequence[Judge], where: str | None) -> None:
+    """Raise UserError for an ensemble of log-odds and of numbers: the least of two units is always the same judge's."""
+    by: dict[str, str] = {}
+    for judge in judges:
+        if hasattr(judge, "taught_by"):
+            by.setdefault(judge.taught_by, judge.name)
+    if len(by) > 1:
+        raise UserError(
+            f"An ensemble is of judges of one unit: {by['comparisons']!r} was taught by comparisons, {by['numbers']!r} by numbers.",
+            where=where, hint="Teach both by the same kind of judgements, or add them up with weights:  combine: sum",
+        )  # fmt: skip
 
 
 def _trusted(name: str, case: Case, key: str, runs: Path, where: str | None) -> Judge:
