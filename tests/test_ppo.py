@@ -121,8 +121,10 @@ def test_what_is_measured_beside_the_reward(room: Path, tmp_path: Path) -> None:
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text("utf-8").splitlines()]
     assert [line["step"] for line in samples] == [4, 8, 12]
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
-    for words in ("Reward against KL", "best of", "Health", "Over time"):
+    assert "best of" in page
+    for words in ("Reward against KL", "Best of 4 of the starting model", "what its own answers to them are worth", "Health", "Over time"):
         assert words in page, words
+    assert "surprised" not in page, "nobody's words were read"
 
 
 def test_a_rollout_is_given_up_where_the_policy_drifts(room: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from luthier.evaluate import Outputs, by_class, confusion, report, score
 from luthier.evaluate.page import pictures
+from luthier.evaluate.page.style import STYLE
 from luthier.evaluate.page.words import duration, figure, headline, number, plain, shown, size, verdict
 
 VOID = {"meta", "link", "br"}
@@ -416,6 +417,7 @@ def test_a_run_that_writes_says_it_all(tmp_path: Path, kind: str) -> None:
         "read from",
     ):
         assert words not in page.text, words
+    assert "how surprised the model is by what people wrote there" in page.text
     assert page.tags.count("figure") == 3, "the headline, the loss, the rate: the loss is not drawn twice"
 
 
@@ -476,3 +478,7 @@ def test_the_line_for_the_terminal(tmp_path: Path) -> None:
         r"accuracy 0\.\d{3} \(0\.\d{3} to 0\.\d{3}\) on 60 test rows; majority 0\.\d{3}; 1 min 15 s", line(labels)
     )
     assert "Nothing was held out" in line(record | {"metrics": {}})
+
+
+def test_tables_of_words_have_a_style() -> None:
+    assert re.search(r"\.text td[^{]*\{ text-align: left", STYLE)

@@ -91,7 +91,7 @@ def _gain(record: Mapping[str, Any]) -> str:
 def _replies(record: Mapping[str, Any]) -> str:
     head = ["request", "a person's reply", "before tuning", "after tuning"]
     cells = [[shown(line[key]) for key in ("prompt", "reference", "base", "tuned")] for line in record["samples"]]
-    return table(head, cells) + '<p><a href="runs/replies/report.html">report of this run</a></p>'
+    return table(head, cells, "text") + '<p><a href="runs/replies/report.html">report of this run</a></p>'
 
 
 def _yours() -> str:

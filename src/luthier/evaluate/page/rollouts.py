@@ -71,7 +71,7 @@ def frontier(run: Run) -> str:
     if yardstick and is_number(tried.get("reward")):
         top = yardstick[-1]
         said = (
-            f"<p>Best of {number(top['n'])} of the starting model scores {figure('reward', top['reward'])} at a KL of "
+            f"<p>Best of {count(top['n'])} of the starting model scores {figure('reward', top['reward'])} at a KL of "
             f"{number(top['kl'])} nats; the policy scores {figure('reward', tried['reward'])} at {number(tried.get('kl'))}.</p>"
         )
     told = [
@@ -169,7 +169,7 @@ def over_time(run: Run) -> str:
             for line in chosen
             if at < len(line["shown"])
         ]
-        body += f"<h3><bdi>{_said(first.get('prompt'))}</bdi></h3>{table(['step', 'what it wrote', 'score'], rows)}"
+        body += f"<h3><bdi>{_said(first.get('prompt'))}</bdi></h3>{table(['step', 'what it wrote', 'score'], rows, 'pairs')}"
     return section("Over time", body, "The same prompts and the same noise as the policy learned.", "time")
 
 

@@ -116,6 +116,7 @@ td:last-child, th:last-child { padding-right: 0; }
 .metrics td:nth-child(2) { white-space: nowrap; }
 .proofs td:nth-child(2), .proofs th:nth-child(2), .data td:nth-child(2), .data th:nth-child(2),
 .pairs td:nth-child(2), .pairs th:nth-child(2) { text-align: left; }
+.text td, .text th { text-align: left; }
 .proofs td { vertical-align: top; }
 .proofs td:first-child { white-space: nowrap; width: 5.5em; }
 .data { font-size: 13.5px; }

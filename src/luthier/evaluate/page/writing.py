@@ -71,7 +71,8 @@ def metrics(run: Run) -> str:
         told = ", ".join(f"{shown(metric_name(name))} {figure(name, value)}" for name, value in second.items())
         why = " That set chose the checkpoint, so its figures are optimistic." if other == "eval" else ""
         body += f'<p class="small">On {other}: {told}.{why}</p>'
-    lead = f"On the {split} rows, which training never saw: how surprised the model is by what people wrote there."
+    what = "how surprised the model is by what people wrote there" if "loss" in own else "what its own answers to them are worth"
+    lead = f"On the {split} rows, which training never saw: {what}."
     return section("Result", body, lead if split == "test" else "")
 
 
